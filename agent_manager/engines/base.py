@@ -1,0 +1,59 @@
+"""The Engine protocol: what serves a model over HTTP, as command line, environment and log phases."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from agent_manager.catalog.agents import Agent, EngineSettings
+    from agent_manager.planning.base import Budget, Fit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Where an engine finds the model: a folder, or a Hub repository at one commit.
+
+    `model` is what follows `serve`: a folder as the engine sees it, or the repository's id. `revision` is the
+    commit for a repository, None for a folder.
+    """
+
+    model: str
+    revision: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineCommand:
+    """What to run: `argv` begins with the program; `env` is what the engine needs beyond the host's own."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """How far a load is. `order` only grows; `percent` (0-100) where the log gives one."""
+
+    order: int
+    name: str
+    percent: int | None = None
+
+
+class Engine(Protocol):
+    """One engine. Pure: it renders and reads text, it runs nothing."""
+
+    name: str
+    budget: Budget
+    simulated: bool
+
+    def command(
+        self, agent: Agent, fit: Fit, source: Source, settings: EngineSettings, *, port: int
+    ) -> EngineCommand:
+        """The command that serves `agent` on 127.0.0.1:`port` as `fit` allows."""
+        ...
+
+    def phase(self, line: str) -> Phase | None:
+        """The load phase a log line announces, if it does; `line` may carry any prefix."""
+        ...

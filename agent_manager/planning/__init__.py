@@ -1,0 +1,1 @@
+"""Pure arithmetic: what fits on a card, every byte accounted for."""

@@ -1,0 +1,149 @@
+"""The Runtime protocol: where engines run, as the swap controller sees it.
+
+Request (`InstanceSpec`), thing (`Instance`), state (`InstanceState`) and outcome (`Exit`) are separate types.
+A runtime is the store: `list` reads back what is there, nothing is remembered elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+    from datetime import datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceSpec:
+    """All it takes to start an engine, and to start the same one again.
+
+    `id` is `<agent>-<8 hex digits>`. `env` is added to the little that a runtime passes on by itself.
+    The engine listens on 127.0.0.1:`engine_port`; the runtime publishes it on 127.0.0.1:`agent_port` as well,
+    unless that is None (a gateway listens there). `claim_bytes` is the memory of the card it will take.
+    """
+
+    id: str
+    agent: str
+    engine: str
+    model: str
+    card: str
+    claim_bytes: int
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+    engine_port: int
+    agent_port: int | None
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over everything but the id: two specs with one fingerprint run the same engine."""
+        facts = asdict(self)
+        del facts["id"]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+class InstanceState(StrEnum):
+    """What a runtime knows of an instance; whether it answers requests is not its business."""
+
+    CREATED = "created"
+    RUNNING = "running"
+    EXITED = "exited"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exit:
+    """How an instance ended.
+
+    `code` is None when nobody saw it (its shim was killed, the machine rebooted); killed by a signal, `code`
+    is 128 + the signal. `requested` is True when `stop` had been called. `reason` is set when the engine never
+    ran (port taken, program missing) or when its end was noticed late.
+    """
+
+    code: int | None
+    requested: bool = False
+    out_of_host_memory: bool = False
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instance:
+    """One engine under a runtime. `exit` is set if and only if `state` is EXITED."""
+
+    spec: InstanceSpec
+    runtime: str
+    state: InstanceState
+    started_at: datetime | None = None
+    exit: Exit | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogLine:
+    """A line of an engine's output, without its newline, and when it was written (UTC)."""
+
+    at: datetime
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Activity:
+    """What an instance's processes have used so far; it grows while a load makes progress."""
+
+    cpu_seconds: float
+    disk_bytes: int
+
+
+class Runtime(Protocol):
+    """Runs instances. Raises NotRunning for an id it does not have, StateUnusable or HostNotReady for its host.
+
+    Cancelling an awaited call leaves the instance as it is; the next `list` tells how that is.
+    """
+
+    name: str
+
+    async def create(self, spec: InstanceSpec) -> None:
+        """Record an instance without starting it. Raises OperationFailed when the id exists."""
+        ...
+
+    async def start(self, instance_id: str) -> None:
+        """Start it, or start it again after it exited (its log goes on). Returns once it was spawned.
+
+        Raises EngineMissing (no such program) or PortInUse (naming who) before anything runs; the instance
+        is then EXITED with the reason. Raises OperationFailed when it is already running.
+        """
+        ...
+
+    async def stop(self, instance_id: str, *, grace_s: float) -> Exit:
+        """SIGTERM, then after `grace_s` SIGKILL, to all it consists of; 0 kills at once.
+
+        Returns when no process of it is left. Stopping what exited already returns how it ended.
+        """
+        ...
+
+    async def wait(self, instance_id: str) -> Exit:
+        """Wait until it has ended, workers included."""
+        ...
+
+    async def remove(self, instance_id: str) -> None:
+        """Forget an instance and its log. Raises OperationFailed while it runs."""
+        ...
+
+    async def list(self) -> tuple[Instance, ...]:
+        """All instances, oldest first. Read-only: it repairs nothing and removes nothing."""
+        ...
+
+    def logs(
+        self, instance_id: str, *, tail: int | None = None, since: datetime | None = None, follow: bool = False
+    ) -> AsyncIterator[LogLine]:
+        """The engine's output, oldest first; with `follow` until the instance has ended."""
+        ...
+
+    async def pids(self, instance_id: str) -> frozenset[int]:
+        """The processes it consists of, on this host."""
+        ...
+
+    async def activity(self, instance_id: str) -> Activity:
+        """CPU time and disk traffic of all its processes so far."""
+        ...
