@@ -1,0 +1,1 @@
+"""Taking one agent off the card and putting another on it."""

@@ -1,0 +1,402 @@
+"""The swap machine: who is on the card, who leaves, who arrives, and which requests may run. Pure.
+
+`step(state, event) -> (state, effects)`: no I/O, no clock, no log. Whatever is slow is an effect that the
+controller performs, and its result comes back as an event. One swap at a time:
+
+    draining → stopping → making room → starting → loading → ready
+        └─ undone: discarding (the newcomer) → making room → starting → loading (the one that left) → ready
+
+The leaving instance is stopped but not removed until the newcomer is ready: putting it back is starting it
+again. A first interrupt undoes the swap, a second one (or one while a swap is being undone) empties the card.
+An event that does not belong to the present stage comes too late to matter and changes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, TypeAlias
+
+from agent_manager.swap.events import (
+    Abandon,
+    Arrived,
+    AwaitMemory,
+    AwaitReady,
+    Cancelled,
+    Drain,
+    Drained,
+    DrainExpired,
+    Effect,
+    Event,
+    Exited,
+    Finish,
+    Finished,
+    Goal,
+    Grant,
+    Interrupted,
+    LoadFailed,
+    MemoryFree,
+    MemoryHeld,
+    Occupant,
+    Outcome,
+    Ready,
+    Reject,
+    Remove,
+    Result,
+    Start,
+    StartAgain,
+    Started,
+    StartFailed,
+    Stop,
+    StopFailed,
+    Stopped,
+    Wanted,
+)
+from agent_manager.swap.schedule import Request, next_agent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Stage(StrEnum):
+    """How far a swap is."""
+
+    DRAINING = "draining"
+    STOPPING = "stopping"
+    MAKING_ROOM = "making room"
+    STARTING = "starting"
+    LOADING = "loading"
+    DISCARDING = "discarding"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Swap:
+    """A swap under way. `goal` None empties the card. While `restoring`, the one that left is going back.
+
+    `idle`: the engine reported that nothing runs or waits in it. `result` is DONE until something goes wrong.
+    """
+
+    goal: Goal | None
+    stage: Stage
+    drain_timeout_s: float
+    leaving: Occupant | None = None
+    arriving: Occupant | None = None
+    restoring: bool = False
+    idle: bool = False
+    result: Result = Result.DONE
+    reason: object | None = None
+    interrupts: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """The card. `resident` serves; during a swap it is the one being drained, or already None.
+
+    `in_flight` are requests granted to the resident and not finished, `waiting` those not granted yet, oldest
+    first. Settled when `swap` is None; then nothing waits.
+    """
+
+    total_bytes: int
+    resident: Occupant | None = None
+    swap: Swap | None = None
+    in_flight: frozenset[str] = frozenset()
+    waiting: tuple[Request, ...] = ()
+    drain_timeout_s: float = 60.0
+
+    @property
+    def claimed_bytes(self) -> int:
+        """Memory of the card that running instances may take."""
+        claimed = self.resident.claim_bytes if self.resident else 0
+        swap = self.swap
+        if swap and swap.leaving and swap.stage is Stage.STOPPING:
+            claimed += swap.leaving.claim_bytes
+        if swap and swap.stage is Stage.STARTING:
+            claimed += swap.leaving.claim_bytes if swap.restoring and swap.leaving else 0
+            claimed += swap.goal.claim_bytes if swap.goal and not swap.restoring else 0
+        if swap and swap.arriving:
+            claimed += swap.arriving.claim_bytes
+        return claimed
+
+
+Step: TypeAlias = tuple[State, tuple[Effect, ...]]
+
+
+def step(state: State, event: Event) -> Step:
+    """One step. Total: every event is accepted in every state."""
+    match event:
+        case Wanted():
+            return _wanted(state, event)
+        case Arrived(request=request):
+            return _arrived(state, request)
+        case Finished(request_id=request_id):
+            return _stop_when_idle(replace(state, in_flight=state.in_flight - {request_id}))
+        case Cancelled(request_id=request_id):
+            waiting = tuple(request for request in state.waiting if request.id != request_id)
+            return _stop_when_idle(replace(state, waiting=waiting, in_flight=state.in_flight - {request_id}))
+        case Exited(instance_id=instance_id):
+            return _exited(state, instance_id)
+    if state.swap is None:
+        return state, ()
+    return _STAGES[state.swap.stage](state, state.swap, event)
+
+
+def following(
+    *, total_bytes: int, arriving: Occupant, leaving: Occupant | None, drain_timeout_s: float = 60.0
+) -> State:
+    """The state in which somebody else's unfinished swap is taken over while its newcomer still loads."""
+    goal = Goal(agent=arriving.agent, claim_bytes=arriving.claim_bytes)
+    swap = Swap(
+        goal=goal,
+        stage=Stage.LOADING,
+        drain_timeout_s=drain_timeout_s,
+        leaving=leaving,
+        arriving=arriving,
+    )
+    return State(total_bytes=total_bytes, swap=swap, drain_timeout_s=drain_timeout_s)
+
+
+# --- what is asked for ------------------------------------------------------------------------------------
+
+
+def _wanted(state: State, event: Wanted) -> Step:
+    goal, resident = event.goal, state.resident
+    if state.swap is not None:
+        return state, (Finish(outcome=Outcome(result=Result.BUSY, goal=goal, resident=resident)),)
+    satisfied = resident is None if goal is None else resident is not None and resident.agent == goal.agent
+    if satisfied and not event.replace_same:
+        return state, (Finish(outcome=Outcome(result=Result.DONE, goal=goal, resident=resident)),)
+    if goal is not None and goal.claim_bytes > state.total_bytes:
+        reason = f"{goal.agent} takes {goal.claim_bytes} bytes, the card has {state.total_bytes}"
+        failed = Outcome(result=Result.FAILED, goal=goal, resident=resident, reason=reason)
+        return state, (Finish(outcome=failed),)
+    swap = Swap(goal=goal, stage=Stage.DRAINING, drain_timeout_s=event.drain_timeout_s, leaving=resident)
+    if resident is None:
+        return _make_room(state, swap)
+    return replace(state, swap=swap), (Drain(occupant=resident, timeout_s=event.drain_timeout_s),)
+
+
+def _arrived(state: State, request: Request) -> Step:
+    if request.claim_bytes > state.total_bytes:
+        return state, (Reject(request_id=request.id, reason=f"{request.agent} does not fit the card"),)
+    return _serve(replace(state, waiting=(*state.waiting, request)))
+
+
+def _serve(state: State) -> Step:
+    """Grant what the resident can take; swap for the rest, so that nothing waits while nothing happens."""
+    if state.swap is not None:
+        return state, ()
+    effects: list[Effect] = []
+    if state.resident is not None:
+        mine = [request for request in state.waiting if request.agent == state.resident.agent]
+        others = tuple(request for request in state.waiting if request.agent != state.resident.agent)
+        state = replace(
+            state, waiting=others, in_flight=state.in_flight.union(request.id for request in mine)
+        )
+        effects += [Grant(request_id=request.id) for request in mine]
+    chosen = next_agent(state.waiting)
+    if chosen is None:
+        return state, tuple(effects)
+    goal = Goal(agent=chosen.agent, claim_bytes=chosen.claim_bytes)
+    state, more = _wanted(state, Wanted(goal=goal, drain_timeout_s=state.drain_timeout_s))
+    return state, (*effects, *more)
+
+
+def _exited(state: State, instance_id: str) -> Step:
+    if state.resident is None or state.resident.instance_id != instance_id:
+        return state, ()
+    swap = state.swap
+    state = replace(state, resident=None, in_flight=frozenset())
+    if swap is None:
+        state, effects = _serve(state)
+        return state, (Remove(instance_id=instance_id), *effects)
+    # It was draining and died: nothing is left to drain or stop, and nothing to put back.
+    room, effects = _after_leaving(state, replace(swap, leaving=None))
+    return room, (Abandon(), Remove(instance_id=instance_id), *effects)
+
+
+# --- the stages -------------------------------------------------------------------------------------------
+
+
+def _draining(state: State, swap: Swap, event: Event) -> Step:
+    leaving = swap.leaving
+    match event:
+        case Drained(instance_id=id_) if leaving and id_ == leaving.instance_id:
+            return _stop_when_idle(replace(state, swap=replace(swap, idle=True)))
+        case DrainExpired(instance_id=id_) if leaving and id_ == leaving.instance_id:
+            return _stop_leaving(state, swap, leaving)
+        case Interrupted():
+            undone, effects = _settle(state, replace(swap, result=Result.INTERRUPTED))
+            return undone, (Abandon(), *effects)
+    return state, ()
+
+
+def _stop_when_idle(state: State) -> Step:
+    swap = state.swap
+    if swap and swap.stage is Stage.DRAINING and swap.idle and not state.in_flight and swap.leaving:
+        return _stop_leaving(state, swap, swap.leaving)
+    return state, ()
+
+
+def _stop_leaving(state: State, swap: Swap, leaving: Occupant) -> Step:
+    stopping = replace(state, resident=None, swap=replace(swap, stage=Stage.STOPPING))
+    return stopping, (Stop(occupant=leaving, at_once=swap.drain_timeout_s == 0),)
+
+
+def _stopping(state: State, swap: Swap, event: Event) -> Step:
+    leaving = swap.leaving
+    match event:
+        case Stopped(instance_id=id_) if leaving and id_ == leaving.instance_id:
+            return _after_leaving(replace(state, in_flight=frozenset()), swap)
+        case StopFailed(instance_id=id_, reason=reason) if leaving and id_ == leaving.instance_id:
+            # Whatever it holds, it holds: nothing else may start.
+            stuck = replace(state, resident=leaving)
+            return _settle(stuck, replace(swap, leaving=None, result=Result.FAILED, reason=reason))
+        case Interrupted():
+            return replace(state, swap=replace(swap, interrupts=swap.interrupts + 1)), ()
+    return state, ()
+
+
+def _after_leaving(state: State, swap: Swap) -> Step:
+    """The one that was on the card is gone from it; `swap.leaving` is what may be put back."""
+    if swap.interrupts == 1 and swap.goal is not None:
+        return _undo(state, replace(swap, result=Result.INTERRUPTED))
+    if swap.interrupts or swap.goal is None:
+        # For a stop, the first interrupt came too late to keep it: the card is empty either way.
+        result = Result.INTERRUPTED if swap.interrupts and swap.goal is not None else Result.DONE
+        return _settle(state, replace(swap, result=result))
+    return _make_room(state, swap)
+
+
+def _make_room(state: State, swap: Swap) -> Step:
+    agent, claim = _next_on_card(swap)
+    waiting = replace(state, swap=replace(swap, stage=Stage.MAKING_ROOM))
+    return waiting, (AwaitMemory(agent=agent, claim_bytes=claim, restoring=swap.restoring),)
+
+
+def _next_on_card(swap: Swap) -> tuple[str, int]:
+    if swap.restoring and swap.leaving:
+        return swap.leaving.agent, swap.leaving.claim_bytes
+    if swap.goal is None:
+        raise AssertionError("an empty card needs no room")
+    return swap.goal.agent, swap.goal.claim_bytes
+
+
+def _making_room(state: State, swap: Swap, event: Event) -> Step:
+    match event:
+        case MemoryFree():
+            starting = replace(state, swap=replace(swap, stage=Stage.STARTING))
+            if swap.restoring and swap.leaving:
+                return starting, (StartAgain(occupant=swap.leaving),)
+            return starting, (Start(agent=_next_on_card(swap)[0]),)
+        case MemoryHeld(reason=reason):
+            return _undo(state, _failed(swap, reason))
+        case Interrupted():
+            undone, effects = _undo(state, _interrupted(swap))
+            return undone, (Abandon(), *effects)
+    return state, ()
+
+
+def _starting(state: State, swap: Swap, event: Event) -> Step:
+    match event:
+        case Started(occupant=occupant):
+            loading = replace(swap, stage=Stage.LOADING, arriving=occupant)
+            if swap.interrupts:
+                return _discard(state, loading)
+            return replace(state, swap=loading), (AwaitReady(occupant=occupant, restoring=swap.restoring),)
+        case StartFailed(reason=reason, instance_id=left):
+            failed = swap if swap.interrupts else _failed(swap, reason)
+            # The record of the one that left is removed once, when the swap settles.
+            record = left is not None and not swap.restoring
+            undone, effects = _undo(state, failed)
+            return undone, ((Remove(instance_id=left),) if record and left else ()) + effects
+        case Interrupted():
+            # A start takes milliseconds and must be seen through, or nobody would know what it left.
+            return replace(state, swap=_interrupted(swap)), ()
+    return state, ()
+
+
+def _loading(state: State, swap: Swap, event: Event) -> Step:
+    arriving = swap.arriving
+    match event:
+        case Ready(instance_id=id_) if arriving and id_ == arriving.instance_id:
+            kept = None if swap.restoring else swap.leaving
+            return _settle(replace(state, resident=arriving), replace(swap, arriving=None, leaving=kept))
+        case LoadFailed(instance_id=id_, reason=reason) if arriving and id_ == arriving.instance_id:
+            return _discard(state, _failed(swap, reason))
+        case Interrupted():
+            undone, effects = _discard(state, _interrupted(swap))
+            return undone, (Abandon(), *effects)
+    return state, ()
+
+
+def _discard(state: State, swap: Swap) -> Step:
+    if swap.arriving is None:
+        raise AssertionError("nothing arrived that could be discarded")
+    discarding = replace(state, swap=replace(swap, stage=Stage.DISCARDING))
+    return discarding, (Stop(occupant=swap.arriving, at_once=True),)
+
+
+def _discarding(state: State, swap: Swap, event: Event) -> Step:
+    arriving = swap.arriving
+    match event:
+        case Stopped(instance_id=id_) if arriving and id_ == arriving.instance_id:
+            gone = replace(swap, arriving=None)
+            undone, effects = _undo(state, gone)
+            # While restoring, the newcomer is the one that left; settling removes it.
+            return undone, (() if swap.restoring else (Remove(instance_id=id_),)) + effects
+        case StopFailed(instance_id=id_) if arriving and id_ == arriving.instance_id:
+            stuck = replace(state, resident=arriving)
+            kept = None if swap.restoring else swap.leaving
+            return _settle(stuck, replace(swap, arriving=None, leaving=kept))
+        case Interrupted():
+            return replace(state, swap=replace(swap, interrupts=swap.interrupts + 1)), ()
+    return state, ()
+
+
+_STAGES: dict[Stage, Callable[[State, Swap, Event], Step]] = {
+    Stage.DRAINING: _draining,
+    Stage.STOPPING: _stopping,
+    Stage.MAKING_ROOM: _making_room,
+    Stage.STARTING: _starting,
+    Stage.LOADING: _loading,
+    Stage.DISCARDING: _discarding,
+}
+
+
+# --- how a swap ends --------------------------------------------------------------------------------------
+
+
+def _failed(swap: Swap, reason: object) -> Swap:
+    """The first thing that went wrong is what is told."""
+    if swap.result is not Result.DONE:
+        return swap
+    return replace(swap, result=Result.FAILED, reason=reason)
+
+
+def _interrupted(swap: Swap) -> Swap:
+    result = Result.INTERRUPTED if swap.result is Result.DONE else swap.result
+    return replace(swap, interrupts=swap.interrupts + 1, result=result)
+
+
+def _undo(state: State, swap: Swap) -> Step:
+    """Put back the one that left, unless that was being done already or the user wants out for good."""
+    if swap.leaving is None or swap.restoring or swap.interrupts > 1:
+        return _settle(state, swap)
+    return _make_room(state, replace(swap, restoring=True))
+
+
+def _settle(state: State, swap: Swap) -> Step:
+    """End the swap: remove what is not on the card any more, tell, and see who is waiting."""
+    effects: list[Effect] = []
+    if swap.leaving and swap.leaving != state.resident:
+        effects.append(Remove(instance_id=swap.leaving.instance_id))
+    outcome = Outcome(result=swap.result, goal=swap.goal, resident=state.resident, reason=swap.reason)
+    effects.append(Finish(outcome=outcome))
+    waiting = state.waiting
+    if swap.result is not Result.DONE and swap.goal:
+        reason = swap.reason if swap.reason is not None else "the swap was interrupted"
+        refused = [request for request in waiting if request.agent == swap.goal.agent]
+        effects += [Reject(request_id=request.id, reason=reason) for request in refused]
+        waiting = tuple(request for request in waiting if request not in refused)
+    settled, more = _serve(replace(state, swap=None, waiting=waiting))
+    return settled, (*effects, *more)

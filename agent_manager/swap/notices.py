@@ -1,0 +1,171 @@
+"""What a swap tells while it is under way, and what it returns when it is done. Values only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from agent_manager.engines.base import Phase
+    from agent_manager.gpu.base import Card
+    from agent_manager.planning.base import Fit
+
+
+class Step(StrEnum):
+    """The steps of a swap, as a person reads them."""
+
+    PULLING = "pulling"
+    DRAINING = "draining"
+    STOPPING = "stopping"
+    WAITING_FOR_MEMORY = "waiting for memory"
+    STARTING = "starting"
+    LOADING = "loading"
+    CHECKING = "checking"
+    """The engine is up; it has to answer one completion."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepBegan:
+    """A step began.
+
+    `expected_s`: how long the load took last time, for LOADING. `restoring`: a failed swap is
+    being undone, `agent` is the one that goes back on the card.
+    """
+
+    step: Step
+    agent: str
+    expected_s: float | None = None
+    restoring: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadProgress:
+    """The engine's log announced a phase of its load."""
+
+    agent: str
+    phase: Phase
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullProgress:
+    """A checkpoint is being fetched; `total_bytes` is what this pull has to fetch."""
+
+    model: str
+    done_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remark:
+    """One line that a person should see, such as what is being waited for. `warning` for what went wrong."""
+
+    message: str
+    warning: bool = False
+
+
+Notice: TypeAlias = StepBegan | LoadProgress | PullProgress | Remark
+Listener: TypeAlias = Callable[[Notice], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchResult:
+    """The agent is on the card and answered a completion. `ready_after_s` None: it was running already."""
+
+    agent: str
+    instance_id: str
+    base_url: str
+    engine: str
+    runtime: str
+    model: str
+    card: str
+    simulated: bool
+    ready_after_s: float | None
+    replaced: tuple[str, ...]
+    already_running: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopResult:
+    """The agents that were taken off the card."""
+
+    stopped: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedStep:
+    """One operation that would be done, and why: `drain po: it is on the card that dev needs`."""
+
+    verb: str
+    subject: str
+    cause: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchPlan:
+    """What a launch would do, in order, and how the agent fits. `argv` is the engine's command."""
+
+    agent: str
+    engine: str
+    runtime: str
+    card: str
+    fit: Fit
+    argv: tuple[str, ...]
+    steps: tuple[PlannedStep, ...]
+
+
+class AgentState(StrEnum):
+    """What an agent is doing, seen from outside."""
+
+    ABSENT = "absent"
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    ASLEEP = "asleep"
+    STOPPING = "stopping"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentStatus:
+    """One agent of the catalog. For an absent one `engine` and `runtime` are what launch would choose."""
+
+    name: str
+    state: AgentState
+    engine: str
+    runtime: str
+    model: str
+    port: int
+    engine_port: int
+    base_url: str | None = None
+    instance_id: str | None = None
+    started_at: datetime | None = None
+    ready_after_s: float | None = None
+    phase: str | None = None
+    cause: str | None = None
+    """Why it failed, for FAILED."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Owner:
+    """Who holds a card's lock."""
+
+    pid: int
+    kind: str
+    verb: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusReport:
+    """The whole picture: the card of what runs (None: nothing runs), its owner, every agent of the catalog.
+
+    `notes`: what could not be read, one line each, such as a runtime that does not answer.
+    """
+
+    card: Card | None
+    owner: Owner | None
+    agents: tuple[AgentStatus, ...]
+    notes: tuple[str, ...] = ()
