@@ -1,15 +1,16 @@
 """Where agent-manager keeps things on this machine: one folder, one layout, said here only.
 
-    <state>/
-      cards/<card>/{lock,owner.json,claims/}   who owns a card; memory that simulated engines hold
-      instances/<id>/                          the process runtime's records and logs
-      logs/<agent>/                            logs kept after an instance was removed (last 5)
-      cache/                                   measured durations; losing it loses nothing
+<state>/
+  cards/<card>/{lock,owner.json,claims/}   who owns a card; memory that simulated engines hold
+  instances/<id>/                          the process runtime's records and logs
+  logs/<agent>/                            logs kept after an instance was removed (last 5)
+  cache/                                   measured durations; losing it loses nothing
 """
 
 from __future__ import annotations
 
 import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +66,21 @@ def ensure(folder: Path) -> Path:
     except OSError as error:
         raise unusable(folder, error) from error
     return folder
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write `text` (mode 0600) beside `path` and rename it there, so that no reader sees half of it.
+
+    Blocks for as long as the disk takes. Raises OSError and leaves nothing behind.
+    """
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        fresh.touch(mode=0o600)
+        fresh.write_text(text, encoding="utf-8")
+        fresh.replace(path)
+    except OSError:
+        fresh.unlink(missing_ok=True)
+        raise
 
 
 def unusable(path: Path, error: OSError) -> StateUnusable:

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from agent_manager.catalog.agents import Catalog
+    from agent_manager.engines.base import CardKind
     from agent_manager.gpu.base import GpuProbe
     from agent_manager.runtimes.base import Runtime
     from agent_manager.state import StateDir
@@ -39,14 +40,14 @@ class Interrupts:
 class Host:
     """This machine, for one operation.
 
-    `runtimes`: those that answer, by name. `probe` makes the reader of a kind of card: `gpu`, `sim` or `cpu`.
+    `runtimes`: those that answer, by name. `probe` makes the reader of a kind of card.
     `engine` and `runtime` are the user's choice (option or environment); None: the catalog decides.
     """
 
     state: StateDir
     catalog: Catalog
     runtimes: Mapping[str, Runtime]
-    probe: Callable[[str], GpuProbe]
+    probe: Callable[[CardKind], GpuProbe]
     engine: str | None = None
     runtime: str | None = None
     environ: Mapping[str, str] = field(default_factory=dict)

@@ -106,13 +106,16 @@ class PlannedStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchPlan:
-    """What a launch would do, in order, and how the agent fits. `argv` is the engine's command."""
+    """What a launch would do, in order, and how the agent fits; `argv` is the engine's command.
+
+    `fit` is None and `argv` empty while nothing is known of a checkpoint that is yet to be pulled.
+    """
 
     agent: str
     engine: str
     runtime: str
     card: str
-    fit: Fit
+    fit: Fit | None
     argv: tuple[str, ...]
     steps: tuple[PlannedStep, ...]
 
@@ -151,11 +154,13 @@ class AgentStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owner:
-    """Who holds a card's lock."""
+    """Who holds a card's lock. `step` and `agent` are what a swap is at, if it has begun."""
 
     pid: int
     kind: str
     verb: str
+    step: str | None = None
+    agent: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,301 @@
+"""The controller: performs what the swap machine decides, and reports back what came of it.
+
+The only code that starts, stops or removes instances. It runs inside the card's lock. Each slow effect is one
+task that ends in one event; an effect that goes wrong in a way nobody foresaw ends in its failure event, so
+that the machine can undo the swap all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from agent_manager.engines.client import EngineClient
+from agent_manager.errors import AgentManagerError, MemoryHeld, OperationFailed
+from agent_manager.runtimes.base import Instance, InstanceState
+from agent_manager.runtimes.kept_logs import keep_log
+from agent_manager.swap import events as ev
+from agent_manager.swap.machine import State, step
+from agent_manager.swap.notices import Remark, Step, StepBegan
+from agent_manager.swap.readiness import LoadWatch
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from agent_manager.gpu.base import Card, GpuProbe
+    from agent_manager.runtimes.base import InstanceSpec, Runtime
+    from agent_manager.swap.history import StartHistory
+    from agent_manager.swap.host import Host
+    from agent_manager.swap.lock import CardLock
+    from agent_manager.swap.notices import Listener
+
+STOP_GRACE_S = 45.0
+"""vLLM gets `--shutdown-timeout 30` to finish what it has; the rest is for its workers to end."""
+MEMORY_TIMEOUT_S = 60.0
+MEMORY_POLL_S = 0.05
+DRAIN_POLL_S = 0.05
+
+
+class Controller:
+    """Takes one card through one swap. `await run(...)` blocks until the swap has ended.
+
+    `newcomer` is the spec for the agent that is wanted (None when the card is to be emptied), `start_bytes`
+    the memory that must be free before it starts. `known` are the instances found on the card, by id.
+    """
+
+    def __init__(  # noqa: PLR0913 - everything it acts on, said once
+        self,
+        *,
+        host: Host,
+        runtimes: Mapping[str, Runtime],
+        probe: GpuProbe,
+        lock: CardLock,
+        history: StartHistory,
+        listener: Listener,
+        newcomer: InstanceSpec | None = None,
+        newcomer_runtime: str = "",
+        start_bytes: int = 0,
+        stall_timeout_s: float = 900.0,
+        memory_timeout_s: float = MEMORY_TIMEOUT_S,
+        known: Mapping[str, Instance] | None = None,
+    ) -> None:
+        self._host = host
+        self._runtimes = runtimes
+        self._probe = probe
+        self._lock = lock
+        self._history = history
+        self._listener = listener
+        self._newcomer = newcomer
+        self._newcomer_runtime = newcomer_runtime
+        self._start_bytes = start_bytes
+        self._stall_timeout_s = stall_timeout_s
+        self._memory_timeout_s = memory_timeout_s
+        self._known = dict(known or {})
+        self._events: asyncio.Queue[tuple[asyncio.Task[None] | None, ev.Event]] = asyncio.Queue()
+        self._slow: asyncio.Task[None] | None = None
+        self._spawned_at: dict[str, float] = {}
+        self.ready_after_s: float | None = None
+
+    async def run(self, state: State, first: ev.Event | ev.AwaitReady) -> ev.Outcome:
+        """Perform the swap that `first` begins and return how it ended.
+
+        `first` is an event, or the load to follow when an unfinished swap is taken over.
+        """
+        self._host.interrupts.subscribe(self._interrupted)
+        try:
+            if isinstance(first, ev.AwaitReady):
+                await self._perform(first)
+            else:
+                self._events.put_nowait((None, first))
+            while True:
+                source, event = await self._events.get()
+                if source is not None and source is not self._slow:
+                    continue  # the result of a wait that was given up in the meantime
+                state, effects = step(state, event)
+                for effect in effects:
+                    await self._perform(effect)
+                    if isinstance(effect, ev.Finish):
+                        return effect.outcome
+        finally:
+            self._host.interrupts.subscribe(None)
+            await self._abandon()
+
+    async def discard(self, instance: Instance) -> None:
+        """Kill and remove what an earlier operation left behind; its log is kept. Blocks until it is gone."""
+        runtime = self._runtimes[instance.runtime]
+        self._known[instance.spec.id] = instance
+        await runtime.stop(instance.spec.id, grace_s=0)
+        await self._remove(instance.spec.id)
+
+    def _interrupted(self) -> None:
+        self._events.put_nowait((None, ev.Interrupted()))
+
+    # --- effects ------------------------------------------------------------------------------------------
+
+    async def _perform(self, effect: ev.Effect) -> None:
+        match effect:
+            case ev.Drain(occupant=occupant):
+                self._begin(Step.DRAINING, occupant.agent)
+                expired = ev.DrainExpired(instance_id=occupant.instance_id)
+                self._spawn(self._drain(effect), lambda _: expired)
+            case ev.Stop(occupant=occupant):
+                self._begin(Step.STOPPING, occupant.agent)
+                id_ = occupant.instance_id
+                self._spawn(self._stop(effect), lambda error: ev.StopFailed(instance_id=id_, reason=error))
+            case ev.AwaitMemory():
+                self._spawn(self._await_memory(effect), lambda error: ev.MemoryHeld(reason=error))
+            case ev.Start(agent=agent):
+                self._begin(Step.STARTING, agent)
+                spec = self._new_instance()
+                self._spawn(
+                    self._start(spec), lambda error: ev.StartFailed(reason=error, instance_id=spec.id)
+                )
+            case ev.StartAgain(occupant=occupant):
+                self._begin(Step.STARTING, occupant.agent, restoring=True)
+                self._spawn(self._start_again(occupant), lambda error: ev.StartFailed(reason=error))
+            case ev.AwaitReady(occupant=occupant):
+                id_ = occupant.instance_id
+                failed = lambda error: ev.LoadFailed(instance_id=id_, reason=error)  # noqa: E731 - one line of many
+                self._spawn(self._await_ready(effect), failed)
+            case ev.Remove(instance_id=instance_id):
+                await self._remove(instance_id)
+            case ev.Abandon():
+                await self._abandon()
+            case ev.Finish() | ev.Grant() | ev.Reject():
+                pass  # `run` returns the outcome; requests reach the machine through a gateway only
+
+    def _spawn(self, work: Awaitable[ev.Event], failed: Callable[[Exception], ev.Event]) -> None:
+        async def guarded() -> None:
+            try:
+                event = await work
+            except Exception as error:  # noqa: BLE001 - the top of a task: it becomes the failure event
+                event = failed(error)
+            self._events.put_nowait((asyncio.current_task(), event))
+
+        self._slow = asyncio.create_task(guarded())
+
+    async def _abandon(self) -> None:
+        if self._slow is not None:
+            self._slow.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._slow
+            self._slow = None
+
+    def _begin(
+        self, what: Step, agent: str, *, expected_s: float | None = None, restoring: bool = False
+    ) -> None:
+        # For others to read; a full disk must not fail a swap.
+        with contextlib.suppress(OSError):
+            self._lock.tell(what.value, agent)
+        self._listener(StepBegan(step=what, agent=agent, expected_s=expected_s, restoring=restoring))
+
+    async def _drain(self, effect: ev.Drain) -> ev.Event:
+        id_, spec = effect.occupant.instance_id, self._spec(effect.occupant.instance_id)
+        client, deadline = EngineClient(spec.engine_port), time.monotonic() + effect.timeout_s
+        ended = asyncio.ensure_future(self._runtime(id_).wait(id_))
+        told = False
+        try:
+            while not ended.done() and time.monotonic() < deadline:
+                load = await client.load()
+                if load is not None and load.running + load.waiting == 0:
+                    return ev.Drained(instance_id=id_)
+                if load is not None and not told:
+                    told = True
+                    count = load.running + load.waiting
+                    self._listener(Remark(message=f"{spec.agent} finishes {count} requests first"))
+                await asyncio.wait((ended,), timeout=DRAIN_POLL_S)
+        finally:
+            ended.cancel()
+            await asyncio.gather(ended, return_exceptions=True)
+        return ev.DrainExpired(instance_id=id_)
+
+    async def _stop(self, effect: ev.Stop) -> ev.Event:
+        id_ = effect.occupant.instance_id
+        await self._runtime(id_).stop(id_, grace_s=0 if effect.at_once else STOP_GRACE_S)
+        return ev.Stopped(instance_id=id_)
+
+    async def _await_memory(self, effect: ev.AwaitMemory) -> ev.Event:
+        needed = effect.claim_bytes if effect.restoring else self._start_bytes
+        deadline, told = time.monotonic() + self._memory_timeout_s, False
+        while True:
+            card = await asyncio.to_thread(self._probe.read)
+            if card.free_bytes >= needed:
+                return ev.MemoryFree()
+            if time.monotonic() >= deadline:
+                return ev.MemoryHeld(reason=_memory_held(effect.agent, needed, card))
+            if not told:
+                told = True
+                self._begin(Step.WAITING_FOR_MEMORY, effect.agent, restoring=effect.restoring)
+                self._listener(Remark(message=_who_holds(card)))
+            await asyncio.sleep(MEMORY_POLL_S)
+
+    def _new_instance(self) -> InstanceSpec:
+        if self._newcomer is None:
+            raise AssertionError("nothing was planned to start")
+        return replace(self._newcomer, id=f"{self._newcomer.agent}-{secrets.token_hex(4)}")
+
+    async def _start(self, spec: InstanceSpec) -> ev.Event:
+        runtime = self._runtimes[self._newcomer_runtime]
+        await runtime.create(spec)
+        self._known[spec.id] = Instance(spec=spec, runtime=runtime.name, state=InstanceState.CREATED)
+        await runtime.start(spec.id)
+        self._spawned_at[spec.id] = time.monotonic()
+        return ev.Started(occupant=occupant_of(spec))
+
+    async def _start_again(self, occupant: ev.Occupant) -> ev.Event:
+        await self._runtime(occupant.instance_id).start(occupant.instance_id)
+        self._spawned_at[occupant.instance_id] = time.monotonic()
+        return ev.Started(occupant=occupant)
+
+    async def _await_ready(self, effect: ev.AwaitReady) -> ev.Event:
+        spec = self._spec(effect.occupant.instance_id)
+        last = self._history.last(spec)
+        expected_s = last.seconds if last else None
+        self._begin(Step.LOADING, spec.agent, expected_s=expected_s, restoring=effect.restoring)
+        watch = LoadWatch(
+            self._runtime(spec.id), spec, listener=self._listener, stall_timeout_s=self._stall_timeout_s
+        )
+        await watch.until_ready()
+        spawned_at = self._spawned_at.get(spec.id)
+        if spawned_at is not None:
+            self.ready_after_s = time.monotonic() - spawned_at
+            self._history.record(spec, self.ready_after_s)
+        return ev.Ready(instance_id=spec.id)
+
+    async def _remove(self, instance_id: str) -> None:
+        """Keep the log, then forget the instance. What cannot be done is said and left to the next operation."""
+        instance = self._known.pop(instance_id, None)
+        if instance is None:
+            return  # it was never recorded
+        runtime = self._runtimes[instance.runtime]
+        try:
+            await keep_log(runtime, instance, self._host.state.kept_logs(instance.spec.agent))
+        except AgentManagerError as error:
+            self._warn(f"the log of {instance.spec.agent} is not kept: {error.message}")
+        try:
+            await runtime.remove(instance_id)
+        except AgentManagerError as error:
+            self._warn(f"{instance_id} is not removed: {error.message}")
+
+    def _warn(self, message: str) -> None:
+        self._listener(Remark(message=message, warning=True))
+
+    def _runtime(self, instance_id: str) -> Runtime:
+        return self._runtimes[self._known[instance_id].runtime]
+
+    def _spec(self, instance_id: str) -> InstanceSpec:
+        return self._known[instance_id].spec
+
+
+def occupant_of(spec: InstanceSpec) -> ev.Occupant:
+    """An instance, as the machine sees it."""
+    return ev.Occupant(instance_id=spec.id, agent=spec.agent, claim_bytes=spec.claim_bytes)
+
+
+def as_error(reason: object) -> AgentManagerError:
+    """What an effect reported, as an error to show."""
+    if isinstance(reason, AgentManagerError):
+        return reason
+    failed = OperationFailed(
+        f"internal error: {type(reason).__name__}: {reason}",
+        hint="run it again with -v and report what it says",
+    )
+    failed.__cause__ = reason if isinstance(reason, BaseException) else None
+    return failed
+
+
+def _who_holds(card: Card) -> str:
+    holders = ", ".join(f"{holder.name} (pid {holder.pid})" for holder in card.holders) or "nobody who shows"
+    return f"{card.free_bytes / 2**30:.2f} of {card.total_bytes / 2**30:.2f} GiB are free; held by {holders}"
+
+
+def _memory_held(agent: str, needed_bytes: int, card: Card) -> MemoryHeld:
+    return MemoryHeld(
+        f"{agent} needs {needed_bytes / 2**30:.2f} GiB free on {card.id}: {_who_holds(card)}",
+        hint="end what holds it, or lower gpu_memory_utilization and context in the catalog",
+        where=f"agents.{agent}",
+    )

@@ -1,0 +1,130 @@
+"""One owner per card: an advisory lock on `<state>/cards/<card>/lock`, and who holds it for others to read.
+
+The kernel frees the lock when its holder dies, however it dies; `owner.json` is then stale and is recognised
+as such by the process that wrote it being gone. Reading never locks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import time
+from typing import TYPE_CHECKING
+
+from agent_manager.errors import CardBusy
+from agent_manager.state import ensure, unusable, write_atomically
+from agent_manager.swap.notices import Owner
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from agent_manager.state import StateDir
+
+POLL_S = 0.1
+
+
+class CardLock:
+    """The lock of one card, held. Others read from it who holds it and what is being done."""
+
+    def __init__(self, folder: Path, verb: str) -> None:
+        self._path = folder / "owner.json"
+        self._facts: dict[str, str | int | None] = {
+            "pid": os.getpid(),
+            "kind": "operation",
+            "verb": verb,
+            "start_ticks": _start_ticks(os.getpid()),
+        }
+
+    def tell(self, step: str | None = None, agent: str | None = None) -> None:
+        """Say what is being done now. Raises OSError when it cannot be written."""
+        write_atomically(self._path, json.dumps({**self._facts, "step": step, "agent": agent}))
+
+    def forget(self) -> None:
+        """Leave no word behind."""
+        with contextlib.suppress(OSError):
+            self._path.unlink()
+
+
+@contextlib.asynccontextmanager
+async def own_card(state: StateDir, card: str, *, verb: str, wait_s: float = 0.0) -> AsyncIterator[CardLock]:
+    """Hold the card's lock, waiting up to `wait_s` for it.
+
+    Raises CardBusy naming who holds it, StateUnusable when the folder cannot be written.
+    """
+    folder = ensure(state.card(card))
+    descriptor = _open(folder / "lock")
+    try:
+        await _acquire(descriptor, state, card, wait_s)
+        lock = CardLock(folder, verb)
+        try:
+            lock.tell()
+        except OSError as error:
+            raise unusable(folder, error) from error
+        try:
+            yield lock
+        finally:
+            lock.forget()
+    finally:
+        os.close(descriptor)
+
+
+def read_owner(state: StateDir, card: str) -> Owner | None:
+    """Who owns the card, None when nobody does. Reads only; a file left by a dead process is nobody."""
+    try:
+        facts = json.loads((state.card(card) / "owner.json").read_text())
+        owner = Owner(
+            pid=int(facts["pid"]),
+            kind=str(facts["kind"]),
+            verb=str(facts["verb"]),
+            step=facts["step"],
+            agent=facts["agent"],
+        )
+        alive = _start_ticks(owner.pid) == facts["start_ticks"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return owner if alive else None
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise unusable(path, error) from error
+
+
+async def _acquire(descriptor: int, state: StateDir, card: str, wait_s: float) -> None:
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise _busy(state, card) from None
+            await asyncio.sleep(POLL_S)
+        except OSError as error:
+            raise unusable(state.card(card) / "lock", error) from error
+        else:
+            return
+
+
+def _busy(state: StateDir, card: str) -> CardBusy:
+    owner = read_owner(state, card)
+    who = f"'{owner.verb}' (pid {owner.pid})" if owner else "another process"
+    return CardBusy(
+        f"card {card} is owned by {who}",
+        hint="wait for it to finish, or give --wait 60 to wait up to a minute",
+        where=card,
+    )
+
+
+def _start_ticks(pid: int) -> int | None:
+    """When the process started, in clock ticks since boot (proc(5), stat field 22): tells a reused pid."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stat:  # noqa: PTH123 - pathlib costs more than the read
+            return int(stat.read().rpartition(b") ")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return None

@@ -1,0 +1,281 @@
+"""What a person can do with a card: launch, restart, stop. One operation at a time, inside the card's lock."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from agent_manager.engines.client import EngineClient
+from agent_manager.errors import AgentManagerError, Interrupted, NotRunning, PortInUse
+from agent_manager.runtimes.ports import port_holder
+from agent_manager.swap import events as ev
+from agent_manager.swap.controller import MEMORY_TIMEOUT_S, Controller, as_error, occupant_of
+from agent_manager.swap.history import StartHistory
+from agent_manager.swap.lock import own_card
+from agent_manager.swap.machine import State, following
+from agent_manager.swap.notices import LaunchPlan, LaunchResult, PlannedStep, Remark, StopResult
+from agent_manager.swap.observe import find, instances
+from agent_manager.swap.prepare import Draft, Prepared, draft, finish, prepare, probe_of
+from agent_manager.swap.takeover import Found, Takeover, runs, take_over
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from agent_manager.swap.host import Host
+    from agent_manager.swap.lock import CardLock
+    from agent_manager.swap.notices import Listener
+
+DRAIN_TIMEOUT_S = 60.0
+CANARY_TIMEOUT_S = 30.0
+
+
+async def launch(  # noqa: PLR0913 - the options of the verb
+    host: Host,
+    agent: str,
+    *,
+    listener: Listener,
+    pull: bool = True,
+    drain_timeout_s: float = DRAIN_TIMEOUT_S,
+    wait_s: float = 0.0,
+    memory_timeout_s: float = MEMORY_TIMEOUT_S,
+    again: bool = False,
+) -> LaunchResult:
+    """Put `agent` on its card, swapping out what is there; returns when it answered a completion.
+
+    `again` starts it anew even if it serves already. Raises DoesNotFit, HostNotReady or CheckpointUnusable
+    before anything is touched; CardBusy; EngineFailed or MemoryHeld after the swap was undone; Interrupted.
+    """
+    ready = await prepare(host, agent, pull=pull, listener=listener)
+    verb = f"{'restart' if again else 'launch'} {agent}"
+    async with own_card(host.state, ready.card.id, verb=verb, wait_s=wait_s) as lock:
+        found = await find(host.runtimes, ready.card.id, ready.spec.fingerprint)
+        await _check_ports(host, ready, found)
+        taken = take_over(found)
+        resident = taken.resident
+        answers = resident is not None and resident.wanted and not again and await _answers(resident)
+        controller = _controller(host, ready, found, lock, listener, memory_timeout_s)
+        for leftover in taken.leftovers:
+            await controller.discard(leftover.instance)
+        state, first = _opening(ready, taken, drain_timeout_s, replace_same=not answers)
+        outcome = await controller.run(state, first)
+        if outcome.result is not ev.Result.DONE or outcome.resident is None:
+            raise _undone(outcome, listener)
+        return _launched(ready, taken, outcome.resident, controller.ready_after_s, already=answers)
+
+
+async def restart(
+    host: Host,
+    agent: str,
+    *,
+    listener: Listener,
+    drain_timeout_s: float = DRAIN_TIMEOUT_S,
+    wait_s: float = 0.0,
+) -> LaunchResult:
+    """Launch `agent` anew, also when it serves already; a failed start puts the old one back."""
+    return await launch(
+        host, agent, listener=listener, drain_timeout_s=drain_timeout_s, wait_s=wait_s, again=True
+    )
+
+
+async def plan_launch(host: Host, agent: str) -> LaunchPlan:
+    """What `launch` would do now, in order, each with its cause. Touches nothing; raises as `prepare` does."""
+    drafted = await draft(host, host.catalog.agent(agent))
+    ready = finish(drafted, drafted.fit) if drafted.fit else None
+    fingerprint = ready.spec.fingerprint if ready else None
+    taken = take_over(await find(host.runtimes, drafted.card.id, fingerprint))
+    return LaunchPlan(
+        agent=agent,
+        engine=drafted.engine.name,
+        runtime=drafted.runtime.name,
+        card=drafted.card.id,
+        fit=drafted.fit,
+        argv=ready.spec.argv if ready else (),
+        steps=tuple(_steps(agent, drafted, taken)),
+    )
+
+
+def _steps(agent: str, drafted: Draft, taken: Takeover) -> Iterator[PlannedStep]:
+    if drafted.missing is not None:
+        yield PlannedStep(verb="pull", subject=drafted.agent.model.name, cause=drafted.missing.reason)
+    for leftover in taken.leftovers:
+        cause = f"{leftover.life.value}: left by an earlier operation"
+        yield PlannedStep(verb="remove", subject=leftover.instance.spec.id, cause=cause)
+    if taken.loading is not None:
+        yield PlannedStep(verb="follow", subject=agent, cause="it is loading already")
+        return
+    if taken.resident is not None:
+        resident = taken.resident.instance.spec.agent
+        if taken.resident.wanted:
+            yield PlannedStep(verb="keep", subject=resident, cause="it serves already, as the catalog says")
+            return
+        cause = "the catalog changed" if resident == agent else f"it is on the card that {agent} needs"
+        yield PlannedStep(verb="drain", subject=resident, cause=cause)
+        yield PlannedStep(verb="stop", subject=resident, cause=cause)
+    yield PlannedStep(verb="start", subject=agent, cause="it was asked for")
+    if taken.resident is not None:
+        yield PlannedStep(
+            verb="remove", subject=resident, cause=f"{agent} is ready; until then it can go back"
+        )
+
+
+async def stop(
+    host: Host,
+    agents: Sequence[str],
+    *,
+    listener: Listener,
+    everything: bool = False,
+    drain_timeout_s: float = DRAIN_TIMEOUT_S,
+    wait_s: float = 0.0,
+) -> StopResult:
+    """Drain, stop and remove the named agents; without names, whatever there is on any card.
+
+    Raises NotRunning when a named agent is not there, or nothing is (unless `everything`), before anything is
+    touched; AgentUnknown for a name that is neither in the catalog nor running; CardBusy.
+    """
+    there, notes = await instances(host.runtimes)
+    for note in notes:
+        listener(Remark(message=note, warning=True))
+    present = {instance.spec.agent for instance in there}
+    for name in agents:
+        if name not in present:
+            host.catalog.agent(name)
+            raise NotRunning(
+                f"{name} is not running", hint="'agent-manager status' shows what is", where=name
+            )
+    if not there and not everything:
+        raise NotRunning("nothing is running", hint="'agent-manager launch AGENT' puts one on the card")
+    wanted = set(agents) or present
+    stopped: list[str] = []
+    for card in sorted({instance.spec.card for instance in there if instance.spec.agent in wanted}):
+        verb = " ".join(("stop", *agents))
+        async with own_card(host.state, card, verb=verb, wait_s=wait_s) as lock:
+            stopped += await _empty(host, card, wanted, lock, listener, drain_timeout_s)
+    return StopResult(stopped=tuple(dict.fromkeys(stopped)))
+
+
+async def _empty(
+    host: Host, card: str, agents: set[str], lock: CardLock, listener: Listener, drain_timeout_s: float
+) -> list[str]:
+    found = [each for each in await find(host.runtimes, card, None) if each.instance.spec.agent in agents]
+    taken = take_over(found)
+    probe = probe_of(host, found[0].instance.spec.engine) if found else None
+    if probe is None:
+        return []  # it went while we waited for the lock
+    controller = Controller(
+        host=host,
+        runtimes=host.runtimes,
+        probe=probe,
+        lock=lock,
+        history=StartHistory(host.state),
+        listener=listener,
+        known=_known(found),
+    )
+    for leftover in taken.leftovers:
+        await controller.discard(leftover.instance)
+    stopped = [leftover.instance.spec.agent for leftover in taken.leftovers]
+    if taken.resident:
+        occupant = occupant_of(taken.resident.instance.spec)
+        state = State(total_bytes=occupant.claim_bytes, resident=occupant)
+        wanted = ev.Wanted(goal=None, drain_timeout_s=drain_timeout_s)
+        outcome = await controller.run(state, wanted)
+        if outcome.result is not ev.Result.DONE:
+            raise _undone(outcome, listener)
+        stopped.append(occupant.agent)
+    return stopped
+
+
+def _controller(
+    host: Host, ready: Prepared, found: Sequence[Found], lock: CardLock, listener: Listener, timeout_s: float
+) -> Controller:
+    return Controller(
+        host=host,
+        runtimes=host.runtimes,
+        probe=ready.probe,
+        lock=lock,
+        history=StartHistory(host.state),
+        listener=listener,
+        newcomer=ready.spec,
+        newcomer_runtime=ready.runtime.name,
+        start_bytes=ready.fit.start_bytes,
+        stall_timeout_s=ready.settings.stall_timeout_s,
+        memory_timeout_s=timeout_s,
+        known=_known(found),
+    )
+
+
+def _opening(
+    ready: Prepared, taken: Takeover, drain_timeout_s: float, *, replace_same: bool
+) -> tuple[State, ev.Event | ev.AwaitReady]:
+    """Where the machine begins: at the load that is followed, or with what serves and what is wanted."""
+    total_bytes = ready.card.total_bytes
+    if taken.loading is not None:
+        arriving = occupant_of(taken.loading.instance.spec)
+        leaving = occupant_of(taken.kept.instance.spec) if taken.kept else None
+        state = following(
+            total_bytes=total_bytes, arriving=arriving, leaving=leaving, drain_timeout_s=drain_timeout_s
+        )
+        return state, ev.AwaitReady(occupant=arriving, restoring=False)
+    resident = occupant_of(taken.resident.instance.spec) if taken.resident else None
+    goal = ev.Goal(agent=ready.agent.name, claim_bytes=ready.spec.claim_bytes)
+    wanted = ev.Wanted(goal=goal, drain_timeout_s=drain_timeout_s, replace_same=replace_same)
+    return State(total_bytes=total_bytes, resident=resident), wanted
+
+
+def _launched(
+    ready: Prepared, taken: Takeover, now: ev.Occupant, ready_after_s: float | None, *, already: bool
+) -> LaunchResult:
+    left = taken.resident.instance.spec.agent if taken.resident and not already else None
+    return LaunchResult(
+        agent=ready.agent.name,
+        instance_id=now.instance_id,
+        base_url=f"http://localhost:{ready.agent.port}/v1",
+        engine=ready.engine.name,
+        runtime=ready.runtime.name,
+        model=ready.agent.model.name,
+        card=ready.card.id,
+        simulated=ready.engine.simulated,
+        ready_after_s=ready_after_s,
+        replaced=(left,) if left and left != ready.agent.name else (),
+        already_running=already,
+    )
+
+
+def _undone(outcome: ev.Outcome, listener: Listener) -> AgentManagerError:
+    """The error that ended the swap, and a word on who is on the card now."""
+    resident, goal = outcome.resident, outcome.goal
+    now = f"{resident.agent} is on the card" if resident else "the card is empty"
+    if outcome.result is ev.Result.INTERRUPTED:
+        what = f"launch of {goal.agent}" if goal else "stop"
+        return Interrupted(f"interrupted: the {what} was undone, {now}")
+    listener(Remark(message=now, warning=True))
+    return as_error(outcome.reason)
+
+
+def _known(found: Iterable[Found]) -> dict[str, object]:
+    return {each.instance.spec.id: each.instance for each in found}
+
+
+async def _answers(found: Found) -> bool:
+    """Whether a healthy engine really completes: `/health` misses a hung decode."""
+    spec = found.instance.spec
+    try:
+        await EngineClient(spec.engine_port).complete_once(spec.agent, timeout_s=CANARY_TIMEOUT_S)
+    except AgentManagerError:
+        return False
+    return True
+
+
+async def _check_ports(host: Host, ready: Prepared, found: Sequence[Found]) -> None:
+    """Refuse before anything is touched if somebody outside this card listens where the agent should."""
+    ours: set[int] = set()
+    for each in found:
+        if runs(each):
+            ours |= await host.runtimes[each.instance.runtime].pids(each.instance.spec.id)
+    for key, port in (("port", ready.agent.port), ("port + 100", ready.agent.engine_port)):
+        holder = await asyncio.to_thread(port_holder, port)
+        if holder is not None and holder.pid not in ours:
+            raise PortInUse(
+                f"port {port} ({key} of {ready.agent.name}) is in use by {holder}",
+                hint="end that process, or give the agent another port in the catalog",
+                where=f"agents.{ready.agent.name}.port",
+            )

@@ -1,0 +1,226 @@
+"""From a name to an engine that can be started: choose engine, runtime and card, plan, make sure of the files.
+
+Nothing here touches what runs. The order matters: the plan comes first, so that what cannot fit is said before
+a byte is fetched or a request is disturbed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from agent_manager.checkpoints.disk import Missing, facts_of, hub_cache_from, locate
+from agent_manager.engines.base import Source
+from agent_manager.engines.registry import engine_named
+from agent_manager.errors import CheckpointUnusable, DoesNotFit, NoGpu, NotYet, UsageError
+from agent_manager.planning.base import Demand, Fit, Shortfall
+from agent_manager.planning.vram import plan
+from agent_manager.runtimes.base import InstanceSpec
+from agent_manager.swap.notices import PullProgress, Step, StepBegan
+
+if TYPE_CHECKING:
+    from agent_manager.catalog.agents import Agent, EngineSettings, Model
+    from agent_manager.checkpoints.facts import Facts
+    from agent_manager.engines.base import Engine
+    from agent_manager.gpu.base import Card, GpuProbe
+    from agent_manager.runtimes.base import Runtime
+    from agent_manager.swap.host import Host
+    from agent_manager.swap.notices import Listener
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """What is settled about a launch before any file is fetched.
+
+    `missing` is set while the checkpoint is not (all) on disk; `fit` is then an estimate from public figures, or
+    None where nothing is known. The simulated engine needs no files.
+    """
+
+    agent: Agent
+    engine: Engine
+    settings: EngineSettings
+    runtime: Runtime
+    probe: GpuProbe
+    card: Card
+    fit: Fit | None
+    source: Source
+    missing: Missing | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """An agent that can be started. `spec.id` is still open: the controller gives one to each start."""
+
+    agent: Agent
+    engine: Engine
+    settings: EngineSettings
+    runtime: Runtime
+    probe: GpuProbe
+    card: Card
+    fit: Fit
+    spec: InstanceSpec
+
+
+async def prepare(host: Host, name: str, *, pull: bool, listener: Listener) -> Prepared:
+    """Make sure of everything that must be true before `name` goes on its card; pulls its checkpoint if `pull`.
+
+    Raises AgentUnknown, NoGpu, HostNotReady, NotYet, DoesNotFit, CheckpointUnusable or DownloadFailed.
+    """
+    agent = host.catalog.agent(name)
+    drafted = await draft(host, agent)
+    if drafted.missing is not None:
+        if not pull:
+            raise CheckpointUnusable(
+                f"model {agent.model.name}: {drafted.missing.reason}",
+                hint="launch without --no-pull fetches what is missing",
+                where=f"models.{agent.model.name}",
+            )
+        agent = replace(agent, model=await _pulled(host, agent.model, listener))
+        drafted = await draft(host, agent)
+    if drafted.missing is not None or drafted.fit is None:
+        reason = drafted.missing.reason if drafted.missing else "nothing is known of it"
+        raise CheckpointUnusable(f"model {agent.model.name}: {reason}", where=f"models.{agent.model.name}")
+    return finish(drafted, drafted.fit)
+
+
+async def draft(host: Host, agent: Agent) -> Draft:
+    """Choose engine, runtime and card, look for the files and plan. Changes nothing, fetches nothing.
+
+    Raises as `prepare` does.
+    """
+    engine, probe, card = await choose_engine(host)
+    runtime = choose_runtime(host, engine)
+    settings, model = host.catalog.engines[engine.name], agent.model
+    cache = hub_cache_from(host.environ)
+    place = await asyncio.to_thread(locate, model, hub_cache=cache)
+    facts = await asyncio.to_thread(facts_of, model, hub_cache=cache)
+    missing = place if isinstance(place, Missing) and not engine.simulated else None
+    revision = place.revision
+    source = (
+        Source(model=str(model.path))
+        if model.path
+        else Source(model=str(model.repo), revision=revision, hub_cache=str(cache))
+    )
+    known = facts is not None or engine.simulated
+    fit = _fit(agent, engine, settings, card, facts) if known else None
+    return Draft(
+        agent=agent,
+        engine=engine,
+        settings=settings,
+        runtime=runtime,
+        probe=probe,
+        card=card,
+        fit=fit,
+        source=source,
+        missing=missing,
+    )
+
+
+def finish(drafted: Draft, fit: Fit) -> Prepared:
+    """The command and the instance that come of a draft that fits."""
+    agent, engine, card = drafted.agent, drafted.engine, drafted.card
+    command = engine.command(agent, fit, drafted.source, drafted.settings, port=agent.engine_port)
+    spec = InstanceSpec(
+        id=agent.name,
+        agent=agent.name,
+        engine=engine.name,
+        model=agent.model.name,
+        card=card.id,
+        claim_bytes=fit.budget_bytes,
+        argv=command.argv,
+        env=command.env,
+        engine_port=agent.engine_port,
+        agent_port=agent.port,
+    )
+    return Prepared(
+        agent=agent,
+        engine=engine,
+        settings=drafted.settings,
+        runtime=drafted.runtime,
+        probe=drafted.probe,
+        card=card,
+        fit=fit,
+        spec=spec,
+    )
+
+
+async def choose_engine(host: Host) -> tuple[Engine, GpuProbe, Card]:
+    """The engine that was asked for, else the catalog's, else vLLM on the GPU of this machine; and its card.
+
+    Raises NoGpu, naming the three choices, when nobody chose and there is no GPU: the simulated engine is never
+    chosen silently. Raises UsageError for a name that is no engine.
+    """
+    chosen = host.engine or host.catalog.engine
+    engine = engine_named(chosen or "vllm", host.state)
+    probe = host.probe(engine.card_kind)
+    try:
+        return engine, probe, await asyncio.to_thread(probe.read)
+    except NoGpu as error:
+        if chosen is not None:
+            raise
+        raise NoGpu(
+            f"no engine was chosen, and {error.message}",
+            hint="choose: --engine vllm on a machine with an NVIDIA GPU; --engine vllm-cpu --profile cpu for "
+            "small models on the CPU; --engine simulated to try every command without a model",
+        ) from error
+
+
+def choose_runtime(host: Host, engine: Engine) -> Runtime:
+    """The runtime that was asked for, else the catalog's, else the engine's own. Raises NotYet or UsageError."""
+    name = host.runtime or host.catalog.runtime or engine.default_runtime
+    runtime = host.runtimes.get(name)
+    if runtime is not None:
+        return runtime
+    if name == "docker":
+        raise NotYet(
+            "the docker runtime is not built yet",
+            hint=f"--runtime process runs {engine.name} on this host, without a container",
+        )
+    raise UsageError(f"no runtime named '{name}'", hint=f"runtimes are: {', '.join(host.runtimes)}")
+
+
+def probe_of(host: Host, engine_name: str) -> GpuProbe:
+    """The reader of the card that an engine of that name lives on."""
+    return host.probe(engine_named(engine_name, host.state).card_kind)
+
+
+def _fit(agent: Agent, engine: Engine, settings: EngineSettings, card: Card, facts: Facts | None) -> Fit:
+    demand = Demand(
+        agent=agent.name,
+        context=agent.context,
+        sequences=agent.sequences,
+        kv_cache_dtype=agent.kv_cache_dtype,
+        utilization=agent.utilization,
+        cpu_offload_bytes=agent.cpu_offload_bytes,
+        eager=agent.eager,
+        budget=engine.budget,
+        kv_cache_bytes=settings.kv_cache_bytes,
+        facts=facts,
+    )
+    answer = plan(demand, card.total_bytes)
+    if isinstance(answer, Shortfall):
+        raise DoesNotFit(
+            answer.message, hint="; or ".join(answer.remedies) or None, where=f"agents.{agent.name}"
+        )
+    return answer
+
+
+async def _pulled(host: Host, model: Model, listener: Listener) -> Model:
+    """Fetch the checkpoint, at its commit or at the one its main branch has now, which is then recorded."""
+    from agent_manager.catalog.lockfile import record_revision  # noqa: PLC0415 - only a pull needs them
+    from agent_manager.checkpoints import hub  # noqa: PLC0415 - its library costs more than the rest of a launch
+
+    if model.repo is None:
+        raise AssertionError("a folder is never pulled")
+    listener(StepBegan(step=Step.PULLING, agent=model.name))
+
+    def tell(now: hub.PullProgress) -> None:
+        listener(PullProgress(model=model.name, done_bytes=now.done_bytes, total_bytes=now.total_bytes))
+
+    revision = model.revision or await asyncio.to_thread(hub.resolve_revision, model.repo)
+    cache = hub_cache_from(host.environ)
+    await asyncio.to_thread(hub.pull, model, revision=revision, hub_cache=cache, on_progress=tell)
+    if model.revision is None:
+        record_revision(host.catalog.source, model.repo, revision, fallback=host.state.root)
+    return replace(model, revision=revision)
