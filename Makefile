@@ -1,0 +1,44 @@
+# `make demo` and `make test` need Python 3.11 or newer and make; everything else they install into .venv.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help demo test check fix e2e bench schema clean
+
+help: ## what can be made
+	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable . --group dev
+	@touch $@
+
+demo: $(READY) ## the main job on the simulated engine: launch, talk, swap, status, stop
+	@PATH="$(CURDIR)/$(BIN):$$PATH" docs/demo.sh
+
+test: $(READY) ## all tests that need neither Docker nor a GPU nor a real vLLM
+	$(BIN)/pytest
+
+check: $(READY) ## lint, types, import contract, generated files up to date
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m agent_manager.catalog.schema --check models.schema.json
+
+fix: $(READY) ## what the linters can mend, and the generated schema
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/python -m agent_manager.catalog.schema > models.schema.json
+
+e2e: $(READY) ## real vLLM on the CPU, the built wheel, a tiny checkpoint; installs vLLM under ~/.cache once
+	$(BIN)/python tests/e2e/prepare.py
+	$(BIN)/pytest -m e2e --timeout=900 tests/e2e
+
+bench: $(READY) ## ratios beside a named yardstick; the table goes to benchmarks/RESULTS.md
+	$(BIN)/python -m benchmarks
+
+clean: ## forget the environment and everything generated
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
