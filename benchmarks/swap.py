@@ -19,11 +19,11 @@ import time
 from dataclasses import replace
 from http.client import HTTPConnection
 from pathlib import Path
-
-from agent_manager.runtimes.process import ProcessRuntime
+from typing import TYPE_CHECKING
 
 from agent_manager.catalog.load import load_catalog
 from agent_manager.gpu.simulated import SimulatedProbe
+from agent_manager.runtimes.process import ProcessRuntime
 from agent_manager.state import StateDir
 from agent_manager.swap.host import Host
 from agent_manager.swap.operations import launch, stop

@@ -1,0 +1,1 @@
+"""What the user declares: models.yaml, read, checked and turned into frozen values."""

@@ -1,11 +1,11 @@
-"""The catalog as the program uses it: frozen values, every reference resolved, a profile already laid over."""
+"""The catalog as the program uses it: frozen values, references resolved, a profile already laid over."""
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from agent_manager.catalog.values import did_you_mean, shown
 from agent_manager.errors import AgentUnknown
 
 if TYPE_CHECKING:
@@ -87,7 +87,10 @@ class Simulation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Catalog:
-    """What the user declared, for one profile. `engine` and `runtime` are the catalog's choices, if it makes any."""
+    """What the user declared, for one profile.
+
+    `source` is the file, absolute. `engine` and `runtime` are the catalog's or the profile's choice, if any.
+    """
 
     source: Path
     profile: str | None
@@ -103,10 +106,8 @@ class Catalog:
         try:
             return self.agents[name]
         except KeyError:
-            near = difflib.get_close_matches(name, self.agents, n=1)
-            names = ", ".join(self.agents)
             raise AgentUnknown(
-                f"no agent named '{name}' in {self.source}",
-                hint=f"did you mean '{near[0]}'?" if near else f"agents are: {names}",
+                f"no agent named '{shown(name)}' in {self.source}",
+                hint=did_you_mean(name, self.agents),
                 where="agents",
             ) from None

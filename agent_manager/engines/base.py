@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -17,11 +18,21 @@ class Source:
     """Where an engine finds the model: a folder, or a Hub repository at one commit.
 
     `model` is what follows `serve`: a folder as the engine sees it, or the repository's id. `revision` is the
-    commit for a repository, None for a folder.
+    commit for a repository, None for a folder. `hub_cache` is the Hub cache as the engine sees it; None leaves
+    the engine to its default.
     """
 
     model: str
     revision: str | None = None
+    hub_cache: str | None = None
+
+
+class CardKind(StrEnum):
+    """Which sort of memory an engine lives in."""
+
+    GPU = "gpu"
+    CPU = "cpu"
+    SIMULATED = "simulated"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,11 +53,16 @@ class Phase:
 
 
 class Engine(Protocol):
-    """One engine. Pure: it renders and reads text, it runs nothing."""
+    """One engine. Pure: it renders and reads text, it runs nothing.
+
+    `default_runtime` is where it runs when nobody says: `process` or `docker`.
+    """
 
     name: str
     budget: Budget
     simulated: bool
+    card_kind: CardKind
+    default_runtime: str
 
     def command(
         self, agent: Agent, fit: Fit, source: Source, settings: EngineSettings, *, port: int

@@ -44,8 +44,11 @@ class Demand:
 class Fit:
     """Settings that hold on the card. Bytes; None where nothing is known of the checkpoint.
 
-    weights + overhead + kv_cache = budget, to the byte, for Budget.SHARE. `concurrency` is how many requests
-    of the full context the KV cache holds at once. `start_bytes` must be free before the engine is started.
+    weights + overhead + kv_cache = budget, to the byte. `weights_bytes` is what stays on the card, less than
+    the model's own when some is offloaded. `kv_cache_bytes` is whole blocks; for Budget.SHARE what is left over
+    of the last one counts as overhead. `concurrency` is how many requests of the full context the KV cache
+    holds at once. `start_bytes` must be free before the engine is started. `language_model_only`: the figures
+    hold only when the engine leaves the checkpoint's vision tower out (`--language-model-only`).
     """
 
     agent: str
@@ -62,6 +65,7 @@ class Fit:
     kv_tokens: int | None
     concurrency: float | None
     cpu_offload_bytes: int = 0
+    language_model_only: bool = False
     notes: tuple[str, ...] = ()
 
 

@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncGenerator, Mapping
     from datetime import datetime
 
 
@@ -68,6 +68,10 @@ class Exit:
     reason: str | None = None
 
 
+NEVER_STARTED = Exit(code=None, reason="it was never started")
+"""What stopping or waiting for an instance gives that is CREATED."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Instance:
     """One engine under a runtime. `exit` is set if and only if `state` is EXITED."""
@@ -118,12 +122,14 @@ class Runtime(Protocol):
     async def stop(self, instance_id: str, *, grace_s: float) -> Exit:
         """SIGTERM, then after `grace_s` SIGKILL, to all it consists of; 0 kills at once.
 
-        Returns when no process of it is left. Stopping what exited already returns how it ended.
+        Returns when no process of it is left. Stopping what exited already returns how it ended; what was never
+        started stays CREATED, and NEVER_STARTED is returned. Raises OperationFailed, naming them, when killed
+        processes do not end.
         """
         ...
 
     async def wait(self, instance_id: str) -> Exit:
-        """Wait until it has ended, workers included."""
+        """Wait until it has ended, workers included. NEVER_STARTED at once for what was never started."""
         ...
 
     async def remove(self, instance_id: str) -> None:
@@ -135,9 +141,19 @@ class Runtime(Protocol):
         ...
 
     def logs(
-        self, instance_id: str, *, tail: int | None = None, since: datetime | None = None, follow: bool = False
-    ) -> AsyncIterator[LogLine]:
-        """The engine's output, oldest first; with `follow` until the instance has ended."""
+        self,
+        instance_id: str,
+        *,
+        tail: int | None = None,
+        since: datetime | None = None,
+        follow: bool = False,
+    ) -> AsyncGenerator[LogLine, None]:
+        """The engine's output, oldest first; with `follow` until the instance has ended.
+
+        The last `tail` lines of what there is, those not older than `since`. One that has not been started has
+        no output and does not wait for any. Close it (`contextlib.aclosing`) when leaving it early. NotRunning
+        is raised by the first step.
+        """
         ...
 
     async def pids(self, instance_id: str) -> frozenset[int]:

@@ -253,7 +253,7 @@ class Controller:
             return  # it was never recorded
         runtime = self._runtimes[instance.runtime]
         try:
-            await keep_log(runtime, instance, self._host.state.kept_logs(instance.spec.agent))
+            await keep_log(runtime, instance_id, self._host.state.kept_logs(instance.spec.agent))
         except AgentManagerError as error:
             self._warn(f"the log of {instance.spec.agent} is not kept: {error.message}")
         try:

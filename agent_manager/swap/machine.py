@@ -163,7 +163,7 @@ def _wanted(state: State, event: Wanted) -> Step:
     if state.swap is not None:
         return state, (Finish(outcome=Outcome(result=Result.BUSY, goal=goal, resident=resident)),)
     satisfied = resident is None if goal is None else resident is not None and resident.agent == goal.agent
-    if satisfied and not event.replace_same:
+    if satisfied and not (event.replace_same and resident):
         return state, (Finish(outcome=Outcome(result=Result.DONE, goal=goal, resident=resident)),)
     if goal is not None and goal.claim_bytes > state.total_bytes:
         reason = f"{goal.agent} takes {goal.claim_bytes} bytes, the card has {state.total_bytes}"

@@ -55,7 +55,7 @@ async def observe(runtime: Runtime, instance: Instance) -> Observed:
     tracker = PhaseTracker()
     for line in tail:
         tracker.feed(line)
-    was_ready = tracker.phase is not None and tracker.phase.order >= READY.order
+    was_ready = tracker.phase is not None and tracker.phase.name == READY
     life = Life.BROKEN if was_ready else Life.LOADING
     return Observed(instance=instance, life=life, phase=tracker.phase, tail=tail)
 

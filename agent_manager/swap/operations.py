@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 from agent_manager.engines.client import EngineClient
-from agent_manager.errors import AgentManagerError, Interrupted, NotRunning, PortInUse
-from agent_manager.runtimes.ports import port_holder
+from agent_manager.errors import AgentManagerError, Interrupted, NotRunning
+from agent_manager.runtimes.ports import require_free
 from agent_manager.swap import events as ev
 from agent_manager.swap.controller import MEMORY_TIMEOUT_S, Controller, as_error, occupant_of
 from agent_manager.swap.history import StartHistory
@@ -21,6 +20,7 @@ from agent_manager.swap.takeover import Found, Takeover, runs, take_over
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from agent_manager.runtimes.base import Instance
     from agent_manager.swap.host import Host
     from agent_manager.swap.lock import CardLock
     from agent_manager.swap.notices import Listener
@@ -49,7 +49,7 @@ async def launch(  # noqa: PLR0913 - the options of the verb
     verb = f"{'restart' if again else 'launch'} {agent}"
     async with own_card(host.state, ready.card.id, verb=verb, wait_s=wait_s) as lock:
         found = await find(host.runtimes, ready.card.id, ready.spec.fingerprint)
-        await _check_ports(host, ready, found)
+        _check_ports(ready, found)
         taken = take_over(found)
         resident = taken.resident
         answers = resident is not None and resident.wanted and not again and await _answers(resident)
@@ -251,7 +251,7 @@ def _undone(outcome: ev.Outcome, listener: Listener) -> AgentManagerError:
     return as_error(outcome.reason)
 
 
-def _known(found: Iterable[Found]) -> dict[str, object]:
+def _known(found: Iterable[Found]) -> dict[str, Instance]:
     return {each.instance.spec.id: each.instance for each in found}
 
 
@@ -265,17 +265,9 @@ async def _answers(found: Found) -> bool:
     return True
 
 
-async def _check_ports(host: Host, ready: Prepared, found: Sequence[Found]) -> None:
+def _check_ports(ready: Prepared, found: Sequence[Found]) -> None:
     """Refuse before anything is touched if somebody outside this card listens where the agent should."""
-    ours: set[int] = set()
-    for each in found:
-        if runs(each):
-            ours |= await host.runtimes[each.instance.runtime].pids(each.instance.spec.id)
-    for key, port in (("port", ready.agent.port), ("port + 100", ready.agent.engine_port)):
-        holder = await asyncio.to_thread(port_holder, port)
-        if holder is not None and holder.pid not in ours:
-            raise PortInUse(
-                f"port {port} ({key} of {ready.agent.name}) is in use by {holder}",
-                hint="end that process, or give the agent another port in the catalog",
-                where=f"agents.{ready.agent.name}.port",
-            )
+    ours = {each.instance.spec.engine_port for each in found if runs(each)}
+    ours |= {each.instance.spec.agent_port or 0 for each in found if runs(each)}
+    for port in {ready.agent.port, ready.agent.engine_port} - ours:
+        require_free(port)

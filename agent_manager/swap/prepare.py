@@ -213,14 +213,15 @@ async def _pulled(host: Host, model: Model, listener: Listener) -> Model:
 
     if model.repo is None:
         raise AssertionError("a folder is never pulled")
+    repo = model.repo
     listener(StepBegan(step=Step.PULLING, agent=model.name))
 
     def tell(now: hub.PullProgress) -> None:
         listener(PullProgress(model=model.name, done_bytes=now.done_bytes, total_bytes=now.total_bytes))
 
-    revision = model.revision or await asyncio.to_thread(hub.resolve_revision, model.repo)
+    revision = model.revision or await asyncio.to_thread(hub.resolve_revision, repo)
     cache = hub_cache_from(host.environ)
     await asyncio.to_thread(hub.pull, model, revision=revision, hub_cache=cache, on_progress=tell)
     if model.revision is None:
-        record_revision(host.catalog.source, model.repo, revision, fallback=host.state.root)
+        record_revision(host.catalog.source, repo, revision, state_root=host.state.root)
     return replace(model, revision=revision)

@@ -48,6 +48,7 @@ class LoadWatch:
         self._client = EngineClient(spec.engine_port)
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._progressed_at = time.monotonic()
+        self._answering = False
 
     async def until_ready(self) -> None:
         """Return when the engine answered a completion. Raises EngineFailed with the cause and a remedy."""
@@ -77,7 +78,7 @@ class LoadWatch:
                 self._tail.append(line.text)
                 self._progressed_at = time.monotonic()
                 phase = tracker.feed(line.text)
-                if phase is not None:
+                if phase is not None and not self._answering:
                     self._listener(LoadProgress(agent=self._spec.agent, phase=phase))
 
     async def _watch_for_stall(self) -> None:
@@ -102,6 +103,7 @@ class LoadWatch:
         while not await self._client.health():
             early = time.monotonic() - began < POLL_FIRST_FOR_S
             await asyncio.sleep(POLL_FIRST_S if early else POLL_LATER_S)
+        self._answering = True  # the log is read a moment later than the port answers
         self._listener(StepBegan(step=Step.CHECKING, agent=self._spec.agent))
         names = await self._client.models()
         port = self._spec.engine_port

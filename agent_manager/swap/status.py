@@ -83,7 +83,7 @@ def _of_agent(name: str, found: Sequence[Instance]) -> Instance | None:
     """The instance that stands for an agent: one that runs, else the newest."""
     mine = [instance for instance in found if instance.spec.agent == name]
     running = [instance for instance in mine if instance.state is InstanceState.RUNNING]
-    return (running or mine or [None])[-1]
+    return next(reversed(running or mine), None)
 
 
 def _cards(host: Host, present: Sequence[Instance]) -> list[str]:

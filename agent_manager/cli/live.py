@@ -1,0 +1,123 @@
+"""The live display: finished steps as ticked lines, below them one line for the step under way."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.spinner import Spinner
+from rich.text import Text
+
+from agent_manager.cli.output import gib, printable, seconds
+from agent_manager.cli.progress import SIMULATED, Stopwatch, failed, percentage, words
+from agent_manager.engines.phases import READY
+from agent_manager.swap.notices import LoadProgress, PullProgress, Remark, Step, StepBegan
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from agent_manager.swap.notices import Notice
+
+BAR_CELLS = 20
+REFRESH_PER_S = 10
+GONE = (OSError, SystemExit)
+"""What writing to a terminal that was closed raises; rich ends the program on a closed pipe."""
+
+
+class LiveProgress:
+    """A context manager: the display lives inside the block. `tell` never raises and never blocks for long."""
+
+    def __init__(self, *, colours: bool, simulated: bool) -> None:
+        self._console = Console(
+            file=sys.stderr, color_system="auto" if colours else None, force_terminal=True, highlight=False
+        )
+        self._live = Live(
+            console=self._console,
+            get_renderable=self._line,
+            refresh_per_second=REFRESH_PER_S,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        plain = self._console.options.ascii_only
+        self._spinner = Spinner("line" if plain else "dots", style="cyan")
+        self._tick, self._cross, self._full, self._empty = (
+            ("+", "x", "#", "-") if plain else ("✓", "✗", "━", "─")
+        )
+        self._simulated = simulated
+        self._step: StepBegan | None = None
+        self._watch = Stopwatch()
+        self._detail = ""
+        self._percent: int | None = None
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(*GONE):
+            self._finish(good=kind is None)
+        try:
+            self._live.stop()
+        except GONE:
+            # Nobody reads the terminal any more; what rich would say about that has no reader either.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+    def tell(self, notice: Notice) -> None:
+        """Show the notice."""
+        with contextlib.suppress(*GONE):
+            match notice:
+                case StepBegan():
+                    self._begin(notice)
+                case LoadProgress(phase=phase) if phase.name != READY:
+                    self._detail, self._percent = phase.name, phase.percent
+                case PullProgress(done_bytes=done, total_bytes=total):
+                    self._detail = f"{gib(done)} of {gib(total)}"
+                    self._percent = percentage(done, total)
+                case Remark(message=message, warning=warning):
+                    label = Text("warning: ", style="yellow") if warning else Text()
+                    self._console.print(label + Text(printable(message)))
+
+    def _begin(self, notice: StepBegan) -> None:
+        if self._step is not None:
+            self._finish(good=not failed(self._step, notice))
+        if self._simulated and notice.step is Step.LOADING:
+            self._console.print(Text(SIMULATED, style="magenta"))
+        self._step, self._watch = notice, Stopwatch()
+        self._detail, self._percent = "", None
+
+    def _finish(self, *, good: bool) -> None:
+        """The step under way becomes a line that stays."""
+        if self._step is None:
+            return
+        mark = Text(self._tick, style="green") if good else Text(self._cross, style="red")
+        text = Text.assemble(mark, " ", words(self._step), ("  " + seconds(self._watch.elapsed_s), "dim"))
+        self._step = None
+        self._console.print(text)
+
+    def _line(self) -> Text:
+        step = self._step
+        if step is None:
+            return Text()
+        frame = self._spinner.render(self._console.get_time())
+        parts = [frame if isinstance(frame, Text) else Text(), Text(" " + words(step))]
+        if self._detail:
+            parts.append(Text(f"  {printable(self._detail)}", style="cyan"))
+        if self._percent is not None:
+            full = BAR_CELLS * self._percent // 100
+            parts += [
+                Text("  " + self._full * full, style="green"),
+                Text(self._empty * (BAR_CELLS - full), style="dim"),
+                Text(f" {self._percent}%"),
+            ]
+        expected = f" of about {seconds(step.expected_s, whole=True)}" if step.expected_s else ""
+        parts.append(Text(f"  {seconds(self._watch.elapsed_s, whole=True)}{expected}"))
+        line = Text().join(parts)
+        line.truncate(max(1, self._console.width - 1), overflow="ellipsis")
+        return line

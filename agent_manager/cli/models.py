@@ -1,0 +1,97 @@
+"""models: the catalog's checkpoints, whether they are on disk and how much they take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import typer  # noqa: TC002 - typer reads annotations at run time
+
+from agent_manager.cli.output import Cell, gib
+from agent_manager.errors import CheckpointUnusable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from agent_manager.catalog.agents import Catalog, Model
+    from agent_manager.cli.invocation import Invocation
+
+EXAMPLES = """
+agent-manager models
+agent-manager models --json
+"""
+
+COMMIT_DIGITS = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRow:
+    """A model of the catalog.
+
+    `revision` is the commit it is or would be read at; `folder` and `size_bytes` are set when it is on disk,
+    complete; else `reason` says what is missing.
+    """
+
+    name: str
+    repo: str | None
+    path: Path | None
+    revision: str | None
+    on_disk: bool
+    folder: Path | None
+    size_bytes: int | None
+    agents: tuple[str, ...]
+    reason: str | None
+
+
+def run(ctx: typer.Context) -> None:
+    """List the catalog's models: where they come from, whether they are on disk, which agents use them."""
+    invocation: Invocation = ctx.obj
+    host = invocation.host()
+    rows = [look_up(model, host.catalog, host.environ) for model in host.catalog.models.values()]
+    output = invocation.output
+    if output.json:
+        output.document({"models": rows})
+        return
+    output.table(("MODEL", "SOURCE", "REVISION", "ON DISK", "AGENTS"), [_cells(row) for row in rows])
+    for row in rows:
+        if row.path is not None and row.reason:
+            output.warning(row.reason)
+
+
+def look_up(model: Model, catalog: Catalog, environ: Mapping[str, str]) -> ModelRow:
+    """What there is of a model on this machine. Reads a few small files."""
+    from agent_manager.checkpoints.disk import Checkpoint, hub_cache_from, locate  # noqa: PLC0415 - not for --help
+
+    folder, size_bytes, reason, revision = None, None, None, model.revision
+    try:
+        found = locate(model, hub_cache=hub_cache_from(environ))
+    except CheckpointUnusable as error:
+        reason = error.message
+    else:
+        revision = found.revision
+        if isinstance(found, Checkpoint):
+            folder, size_bytes = found.folder, found.size_bytes
+        else:
+            reason = found.reason
+    return ModelRow(
+        name=model.name,
+        repo=model.repo,
+        path=model.path,
+        revision=revision,
+        on_disk=folder is not None,
+        folder=folder,
+        size_bytes=size_bytes,
+        agents=tuple(agent.name for agent in catalog.agents.values() if agent.model.name == model.name),
+        reason=reason,
+    )
+
+
+def _cells(row: ModelRow) -> tuple[Cell | str, ...]:
+    here = Cell("no", "dim") if row.size_bytes is None else Cell(gib(row.size_bytes), "green")
+    source = row.repo or str(row.path)
+    if row.revision:
+        revision = Cell(row.revision[:COMMIT_DIGITS])
+    else:
+        revision = Cell("" if row.path else "not pinned yet", "dim")
+    return Cell(row.name, "bold"), source, revision, here, ", ".join(row.agents)

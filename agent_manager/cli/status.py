@@ -1,0 +1,83 @@
+"""status: every agent of the catalog, the card and who owns it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer  # noqa: TC002 - typer reads annotations at run time
+
+from agent_manager.cli.output import Cell, ago, gib
+
+if TYPE_CHECKING:
+    from agent_manager.cli.invocation import Invocation
+    from agent_manager.cli.output import Output
+    from agent_manager.swap.notices import AgentStatus, StatusReport
+
+EXAMPLES = """
+agent-manager status
+agent-manager status --json
+"""
+
+STYLES = {
+    "ready": "green",
+    "starting": "yellow",
+    "draining": "yellow",
+    "stopping": "yellow",
+    "asleep": "blue",
+    "failed": "red",
+    "absent": "dim",
+}
+
+
+def run(ctx: typer.Context) -> None:
+    """Show every agent: its state, engine, model and address; the card; who owns it. Changes nothing."""
+    from agent_manager.swap import status  # noqa: PLC0415 - not for --help and completion
+
+    invocation: Invocation = ctx.obj
+    report = invocation.read(status.report)
+    for note in report.notes:
+        invocation.output.note(note)
+    if invocation.output.json:
+        invocation.output.document(document(report))
+    else:
+        print_report(report, invocation.output)
+
+
+def document(report: StatusReport) -> dict[str, object]:
+    """The report under the names of the contract."""
+    card = report.card
+    gpu = card and {
+        "name": card.name,
+        "uuid": card.id,
+        "total_bytes": card.total_bytes,
+        "used_bytes": card.used_bytes,
+        "simulated": card.simulated,
+    }
+    return {"gpu": gpu, "owner": report.owner, "agents": report.agents, "notes": report.notes}
+
+
+def print_report(report: StatusReport, output: Output) -> None:
+    """The card, who owns it, and a table of the agents."""
+    if report.card is not None:
+        card = report.card
+        mark = " (simulated)" if card.simulated else ""
+        output.result(f"{card.name}{mark}: {gib(card.used_bytes)} of {gib(card.total_bytes)} used")
+    if report.owner is not None:
+        owner = report.owner
+        output.result(f"owned by {owner.kind} '{owner.verb}' (pid {owner.pid})")
+    if report.card or report.owner:
+        output.result("")
+    headers = ("AGENT", "STATE", "ENGINE", "MODEL", "ADDRESS", "SINCE", "")
+    output.table(headers, [_row(agent) for agent in report.agents])
+
+
+def _row(agent: AgentStatus) -> tuple[Cell | str, ...]:
+    return (
+        Cell(agent.name, "bold"),
+        Cell(agent.state.value, STYLES[agent.state]),
+        f"{agent.engine} ({agent.runtime})" if agent.instance_id else "",
+        agent.model,
+        agent.base_url or Cell(f"port {agent.port}", "dim"),
+        ago(agent.started_at) if agent.started_at else "",
+        agent.phase or agent.cause or "",
+    )

@@ -1,0 +1,62 @@
+"""How the simulated engine is started: vLLM's command line, and the environment that says how to behave."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from agent_manager.catalog.agents import Simulation
+from agent_manager.engines.base import CardKind, EngineCommand, Phase, Source
+from agent_manager.engines.phases import phase_of
+from agent_manager.engines.simulated import settings as names
+from agent_manager.engines.vllm import plain, serve_arguments, serve_environment, share_arguments
+from agent_manager.planning.base import Budget
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from agent_manager.catalog.agents import Agent, EngineSettings
+    from agent_manager.planning.base import Fit
+
+
+class SimulatedEngine:
+    """The engine `simulated`. It gets a share of the simulated card whose folder is `card_dir`."""
+
+    name = "simulated"
+    budget = Budget.SHARE
+    simulated = True
+    card_kind = CardKind.SIMULATED
+    default_runtime = "process"
+
+    def __init__(self, card_dir: Path) -> None:
+        self.card_dir = card_dir
+
+    def command(
+        self, agent: Agent, fit: Fit, source: Source, settings: EngineSettings, *, port: int
+    ) -> EngineCommand:
+        """The command that serves `agent` on 127.0.0.1:`port` as `fit` allows."""
+        # -P: an agent_manager folder in the working directory is not ours.
+        program = (sys.executable, "-P", "-m", "agent_manager.engines.simulated", "serve")
+        argv = (
+            *(settings.command or program),
+            *serve_arguments(agent, fit, source, port=port, memory=share_arguments(fit)),
+        )
+        behaviour = self._behaviour(agent, fit, settings.simulation or Simulation())
+        return EngineCommand(argv=argv, env={**serve_environment(source), **behaviour, **settings.env})
+
+    def phase(self, line: str) -> Phase | None:
+        """The load phase a log line announces, if it does."""
+        return phase_of(line)
+
+    def _behaviour(self, agent: Agent, fit: Fit, simulation: Simulation) -> dict[str, str]:
+        """What is set to None stays out, and the engine chooses."""
+        wanted = {
+            names.CARD_DIR: str(self.card_dir.absolute()),
+            names.LOAD_SECONDS: plain(simulation.load_seconds),
+            names.TIME_TO_FIRST_TOKEN_MS: plain(simulation.time_to_first_token_ms),
+            names.INTER_TOKEN_MS: plain(simulation.inter_token_ms),
+            names.FAULT: simulation.faults.get(agent.name),
+            names.WEIGHTS_BYTES: None if fit.weights_bytes is None else str(fit.weights_bytes),
+            names.KV_TOKENS: None if fit.kv_tokens is None else str(fit.kv_tokens),
+        }
+        return {name: value for name, value in wanted.items() if value is not None}

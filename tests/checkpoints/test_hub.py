@@ -1,0 +1,249 @@
+"""Downloads with the real huggingface_hub, from a Hub on loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING, NamedTuple
+
+import huggingface_hub.errors
+import pytest
+
+from agent_manager.catalog.agents import Model
+from agent_manager.checkpoints.disk import Checkpoint, Missing, facts_on_disk, locate, repo_folder
+from agent_manager.checkpoints.hub import PullProgress, pull, resolve_revision
+from agent_manager.errors import DownloadFailed
+
+from .loopback_hub import COMMIT, LoopbackHub, serving
+from .weights import TINY_CONFIG, safetensors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+REPO = "Tiny/Model-AWQ"
+MODEL = Model(name="tiny", repo=REPO)
+FILES = {
+    "config.json": json.dumps(TINY_CONFIG).encode(),
+    "model.safetensors": safetensors({"model.embed_tokens.weight": 300_000}),
+    "tokenizer.json": b'{"model": {}}',
+    "merges.txt": b"a b\n",
+    "chat_template.jinja": b"{{ messages }}",
+    "README.md": b"# Tiny",
+    "pytorch_model.bin": b"not wanted",
+    "original/model.safetensors": b"not wanted either",
+}
+WANTED = {"config.json", "model.safetensors", "tokenizer.json", "merges.txt", "chat_template.jinja"}
+
+
+@pytest.fixture
+def hub() -> Iterator[LoopbackHub]:
+    with serving(LoopbackHub(repo=REPO, files=dict(FILES))) as running:
+        yield running
+
+
+def ignore(progress: PullProgress) -> None:
+    """Listen to nothing."""
+
+
+def fetch(hub: LoopbackHub, cache: Path, on_progress: Callable[[PullProgress], None] = ignore) -> Path:
+    return pull(MODEL, revision=COMMIT, hub_cache=cache, on_progress=on_progress, endpoint=hub.url)
+
+
+class TestPull:
+    def test_brings_what_an_engine_needs(self, hub: LoopbackHub, tmp_path: Path) -> None:
+        folder = fetch(hub, tmp_path)
+        assert folder == repo_folder(REPO, tmp_path) / "snapshots" / COMMIT
+        assert {path.name for path in folder.iterdir()} == WANTED
+        assert (folder / "model.safetensors").read_bytes() == FILES["model.safetensors"]
+        found = locate(Model(name="tiny", repo=REPO, revision=COMMIT), hub_cache=tmp_path)
+        assert isinstance(found, Checkpoint)
+        assert found.size_bytes == sum(len(FILES[name]) for name in WANTED)
+        assert facts_on_disk(found.folder).disk_bytes == len(FILES["model.safetensors"])
+
+    def test_reports_progress_to_the_last_byte(self, hub: LoopbackHub, tmp_path: Path) -> None:
+        seen: list[PullProgress] = []
+        fetch(hub, tmp_path, seen.append)
+        total_bytes = sum(len(FILES[name]) for name in WANTED)
+        assert {progress.total_bytes for progress in seen} == {total_bytes}
+        assert seen[0].done_bytes == 0
+        assert [progress.done_bytes for progress in seen] == sorted(progress.done_bytes for progress in seen)
+        assert seen[-1].done_bytes == total_bytes
+
+    def test_fetches_again_only_what_is_absent(self, hub: LoopbackHub, tmp_path: Path) -> None:
+        folder = fetch(hub, tmp_path)
+        blob = (folder / "tokenizer.json").resolve()
+        (folder / "tokenizer.json").unlink()
+        blob.unlink()
+        assert isinstance(locate(Model(name="tiny", repo=REPO, revision=COMMIT), hub_cache=tmp_path), Missing)
+        hub.requests.clear()
+        seen: list[PullProgress] = []
+        fetch(hub, tmp_path, seen.append)
+        gets = [request for request in hub.requests if request.startswith("GET") and "resolve" in request]
+        assert gets == [f"GET /{REPO}/resolve/{COMMIT}/tokenizer.json"]
+        assert seen[-1] == PullProgress(done_bytes=13, total_bytes=13)
+
+    def test_goes_on_after_a_broken_connection(self, hub: LoopbackHub, tmp_path: Path) -> None:
+        hub.truncate = "model.safetensors"
+        seen: list[PullProgress] = []
+        folder = fetch(hub, tmp_path, seen.append)
+        assert (folder / "model.safetensors").read_bytes() == FILES["model.safetensors"]
+        assert seen[-1].done_bytes == seen[-1].total_bytes
+
+    def test_the_listener_can_end_it(self, hub: LoopbackHub, tmp_path: Path) -> None:
+        class EnoughError(RuntimeError):
+            pass
+
+        def stop(progress: PullProgress) -> None:
+            if progress.done_bytes:
+                raise EnoughError
+
+        with pytest.raises(EnoughError):
+            fetch(hub, tmp_path, stop)
+        assert isinstance(locate(Model(name="tiny", repo=REPO, revision=COMMIT), hub_cache=tmp_path), Missing)
+        fetch(hub, tmp_path)
+
+    def test_a_model_that_is_not_on_the_hub(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="tiny"):
+            pull(Model(name="tiny", path=tmp_path), revision=COMMIT, hub_cache=tmp_path, on_progress=ignore)
+
+
+class TestFailures:
+    @pytest.mark.parametrize(
+        ("fault", "message", "hint"),
+        [
+            ("gated", f"{REPO} is gated: its owner wants its terms accepted", "HF_TOKEN"),
+            ("no-repo", f"the Hub has no {REPO}, or not for you", "correct its name"),
+            ("no-revision", f"{REPO} has no commit {COMMIT}", "models.lock.yaml"),
+        ],
+    )
+    def test_the_hub_refuses(
+        self, hub: LoopbackHub, tmp_path: Path, fault: str, message: str, hint: str
+    ) -> None:
+        hub.fault = fault
+        with pytest.raises(DownloadFailed) as caught:
+            fetch(hub, tmp_path)
+        assert caught.value.message == message
+        assert hint in (caught.value.hint or "")
+        assert caught.value.where == REPO
+
+    def test_a_name_no_repository_can_have(self, hub: LoopbackHub, tmp_path: Path) -> None:
+        odd = Model(name="odd", repo="a//b")
+        with pytest.raises(DownloadFailed, match="'a//b' is not a repository name"):
+            pull(odd, revision=COMMIT, hub_cache=tmp_path, on_progress=ignore, endpoint=hub.url)
+
+    def test_nothing_an_engine_can_load(self, hub: LoopbackHub, tmp_path: Path) -> None:
+        hub.files = {"config.json": b"{}", "model.gguf": b"GGUF"}
+        with pytest.raises(DownloadFailed, match="no engine here can load it"):
+            fetch(hub, tmp_path)
+        assert not (repo_folder(REPO, tmp_path) / "blobs").exists()
+
+    def test_no_space(self, hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        usage = shutil.disk_usage(tmp_path)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100_000))
+        partial = repo_folder(REPO, tmp_path) / "blobs" / "0123.4567.incomplete"
+        partial.parent.mkdir(parents=True)
+        partial.write_bytes(bytes(1000))
+        with pytest.raises(
+            DownloadFailed, match=r"needs 0\.00 GiB more, .* GiB free \(.*partial files"
+        ) as caught:
+            fetch(hub, tmp_path)
+        assert "HF_HUB_CACHE" in (caught.value.hint or "")
+        assert not any("GET" in request and "resolve" in request for request in hub.requests)
+
+    def test_an_unreachable_hub(self, tmp_path: Path) -> None:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
+            endpoint = f"http://127.0.0.1:{taken.getsockname()[1]}"
+            with pytest.raises(DownloadFailed, match=f"^the Hub cannot be reached for {REPO}: ") as caught:
+                pull(MODEL, revision=COMMIT, hub_cache=tmp_path, on_progress=ignore, endpoint=endpoint)
+            assert "connection" in (caught.value.hint or "")
+            with pytest.raises(DownloadFailed, match="cannot be reached"):
+                resolve_revision(REPO, endpoint=endpoint)
+
+
+class TestRevision:
+    def test_is_the_commit_of_main(self, hub: LoopbackHub) -> None:
+        assert resolve_revision(REPO, endpoint=hub.url) == COMMIT
+
+    @pytest.mark.parametrize(
+        ("fault", "message"),
+        [("gated", "is gated"), ("no-repo", "the Hub has no"), ("down", "the Hub answered 503")],
+    )
+    def test_failures(self, hub: LoopbackHub, fault: str, message: str) -> None:
+        hub.fault = fault
+        with pytest.raises(DownloadFailed, match=message):
+            resolve_revision(REPO, endpoint=hub.url)
+
+
+class Run(NamedTuple):
+    stdout: str
+    stderr: str
+
+
+def run(code: str, **environ: str) -> Run:
+    """Run Python in a process of its own: huggingface_hub reads its environment when it is imported."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**kept, **environ},
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return Run(done.stdout, done.stderr)
+
+
+RESOLVE = f"""
+from agent_manager.checkpoints.hub import resolve_revision
+from agent_manager.errors import DownloadFailed
+try:
+    print(resolve_revision({REPO!r}))
+except DownloadFailed as error:
+    print(error.message)
+    print(error.hint)
+"""
+
+
+class TestEnvironment:
+    def test_the_endpoint(self, hub: LoopbackHub) -> None:
+        assert run(RESOLVE, HF_ENDPOINT=hub.url) == Run(f"{COMMIT}\n", "")
+
+    def test_offline(self, hub: LoopbackHub) -> None:
+        said = run(RESOLVE, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="1").stdout.splitlines()
+        assert said == [
+            f"{REPO} is not here, and HF_HUB_OFFLINE forbids asking the Hub",
+            "unset HF_HUB_OFFLINE",
+        ]
+        assert hub.requests == []
+
+    def test_importing_costs_nothing(self) -> None:
+        loaded = run("import sys, agent_manager.checkpoints.hub\nprint('huggingface_hub' in sys.modules)")
+        assert loaded.stdout == "False\n"
+
+
+def test_every_error_of_the_library_has_been_thought_of() -> None:
+    """A new one must be given its words in hub.py, or be added here as covered by what is above it."""
+    explained = {"GatedRepoError", "RevisionNotFoundError", "RepositoryNotFoundError", "DisabledRepoError"}
+    explained |= {"OfflineModeIsEnabled", "HFValidationError", "HfHubHTTPError"}
+    looked_behind = {"DryRunError", "LocalEntryNotFoundError", "IncompleteSnapshotError"}
+    broke = {"RemoteEntryNotFoundError", "EntryNotFoundError", "BadRequestError", "FileMetadataError"}
+    not_a_download = {
+        "BucketNotFoundError", "BucketBatchError", "JobNotFoundError", "InferenceTimeoutError",
+        "InferenceEndpointTimeoutError", "LocalTokenNotFoundError", "TextGenerationError", "ValidationError",
+        "GenerationError", "OverloadedError", "IncompleteGenerationError", "UnknownError",
+    }  # fmt: skip
+    module = huggingface_hub.errors
+    bases = (module.HfHubHTTPError.__mro__[1], OSError, module.EntryNotFoundError, module.HFValidationError)
+    raised = {
+        name
+        for name, value in vars(module).items()
+        if isinstance(value, type) and issubclass(value, bases) and value.__module__ == module.__name__
+    }
+    assert raised == explained | looked_behind | broke | not_a_download

@@ -1,0 +1,115 @@
+"""The same engines for every runtime: as Python scripts for real ones, as behaviours for the one in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+from typing import TYPE_CHECKING, Protocol
+
+from agent_manager.catalog.agents import ENGINE_PORT_OFFSET
+from agent_manager.runtimes.base import InstanceSpec
+from agent_manager.runtimes.process import ProcessRuntime
+from tests.fakes.memory_runtime import Behaviour, MemoryRuntime
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from agent_manager.runtimes.base import Runtime
+    from agent_manager.state import StateDir
+    from tests.conftest import FreePort
+
+READY = "print('ready', flush=True)\n"
+SLEEP = "import time\nwhile True: time.sleep(60)\n"
+SCRIPTS = {
+    "serves": READY + SLEEP,
+    "polite": (
+        "import signal, sys\n"
+        "def bye(*_):\n    print('bye', flush=True)\n    sys.exit(0)\n"
+        "signal.signal(signal.SIGTERM, bye)\n" + READY + SLEEP
+    ),
+    "stubborn": "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + READY + SLEEP,
+    "talks": "for n in range(10): print('line', n, flush=True)\n" + SLEEP,
+    "fails": "import sys\nprint('one')\nprint('two', flush=True)\nsys.exit(3)\n",
+    "kills-itself": "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n",
+}
+BEHAVIOURS = {
+    "serves": Behaviour(lines=("ready",)),
+    "polite": Behaviour(lines=("ready",), on_sigterm=0, farewell=("bye",)),
+    "stubborn": Behaviour(lines=("ready",), on_sigterm=None),
+    "talks": Behaviour(lines=tuple(f"line {n}" for n in range(10))),
+    "fails": Behaviour(lines=("one", "two"), exits=3),
+    "kills-itself": Behaviour(exits=137),
+    "missing": Behaviour(missing=True),
+}
+MISSING = "no-such-engine-program"
+
+
+def argv(script: str) -> tuple[str, ...]:
+    """The command line of a small engine. Nothing is imported that it does not ask for: it starts fast."""
+    return (sys.executable, "-I", "-S", "-c", script)
+
+
+class Kit(Protocol):
+    """A runtime and the world around it."""
+
+    runtime: Runtime
+
+    def spec(self, kind: str, *, number: int = 0, port: int | None = None) -> InstanceSpec:
+        """A new instance of an engine of this kind, on a free agent port unless one is given."""
+        ...
+
+    def occupy(self, port: int) -> contextlib.AbstractContextManager[str]:
+        """Let somebody else listen on `port`; gives who."""
+        ...
+
+
+class _Specs:
+    def __init__(self, free_port: FreePort) -> None:
+        self._free_port = free_port
+
+    def spec(self, kind: str, *, number: int = 0, port: int | None = None) -> InstanceSpec:
+        agent_port = port or self._free_port()
+        return InstanceSpec(
+            id=f"{kind}-{number:08x}",
+            agent=kind,
+            engine="simulated",
+            model="tiny",
+            card="SIM-0",
+            claim_bytes=1 << 30,
+            argv=(MISSING,) if kind == "missing" else argv(SCRIPTS[kind]),
+            env={"GREETING": "hello"},
+            engine_port=agent_port + ENGINE_PORT_OFFSET,
+            agent_port=agent_port,
+        )
+
+
+class ProcessKit(_Specs):
+    """Real processes, real ports."""
+
+    def __init__(self, state: StateDir, free_port: FreePort) -> None:
+        super().__init__(free_port)
+        self.runtime: Runtime = ProcessRuntime(state)
+
+    @contextlib.contextmanager
+    def occupy(self, port: int) -> Iterator[str]:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+            sock.bind(("127.0.0.1", port))
+            sock.listen()
+            yield f"(pid {os.getpid()})"
+
+
+class MemoryKit(_Specs):
+    """Nothing real."""
+
+    def __init__(self, free_port: FreePort) -> None:
+        super().__init__(free_port)
+        self.memory = MemoryRuntime(BEHAVIOURS)
+        self.runtime: Runtime = self.memory
+
+    @contextlib.contextmanager
+    def occupy(self, port: int) -> Iterator[str]:
+        self.memory.occupied[port] = "somebody (pid 7)"
+        yield "(pid 7)"
+        del self.memory.occupied[port]
