@@ -49,7 +49,11 @@ def _sections(value: object) -> Iterator[tuple[str, Mapped]]:
 def _check_models(document: Document, models: Mapped) -> None:
     for name, model in _sections(models):
         place: Place = ("models", name)
-        declared = {key for key in ("repo", "path") if key in model or (*place, key) in document.spoiled}
+        declared = {
+            key
+            for key in ("repo", "path")
+            if resolved(model.get(key)) is not None or (*place, key) in document.spoiled
+        }
         if not declared:
             document.report(
                 place, "says neither repo nor path", "add 'repo: Organisation/Name', or 'path:' and a folder"

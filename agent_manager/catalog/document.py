@@ -32,6 +32,8 @@ MAX_VALUE_CHARS = 4096
 # libyaml reads ten times faster; wheels of PyYAML have it, some source builds do not.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
+# What YAML forbids, and the line breaks that only YAML counts: lines are then what an editor shows.
+_NO_TEXT = re.compile(f"{yaml.reader.Reader.NON_PRINTABLE.pattern}|[\x85\u2028\u2029]")
 _REFERENCE = re.compile(r"\$\{env:([^}]*)\}")
 _VARIABLE = re.compile(VARIABLE, re.ASCII)
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", re.ASCII)
@@ -123,7 +125,8 @@ def _open_hint(error: OSError) -> str:
 def read_document(text: str, *, file: str, environ: Mapping[str, str]) -> Document:
     """Read one YAML document. Never raises: what is wrong is in `problems`."""
     document = Document(file)
-    unreadable = yaml.reader.Reader.NON_PRINTABLE.search(text)
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    unreadable = _NO_TEXT.search(text)
     if unreadable:
         line = text.count("\n", 0, unreadable.start()) + 1
         character = f"U+{ord(unreadable.group()):04X}"
@@ -137,15 +140,13 @@ def read_document(text: str, *, file: str, environ: Mapping[str, str]) -> Docume
         for event in yaml.parse(text, Loader=_LOADER):
             reader.take(event)
     except yaml.MarkedYAMLError as error:
+        last_line = text.rstrip().count("\n") + 1  # the end of the file, to a reader
         mark = error.problem_mark or error.context_mark
-        hint = (
-            "indent with spaces"
-            if "\\t" in str(error.problem)
-            else "check indentation, quotes and brackets there"
-        )
-        document.add(
-            mark.line + 1 if mark else 1, (), f"not valid YAML: {error.problem or error.context}", hint
-        )
+        line = min(mark.line + 1, last_line) if mark else last_line
+        start = text.split("\n")[line - 1]
+        tab = "\t" in start[: len(start) - len(start.lstrip())]
+        hint = "indent with spaces" if tab else "check indentation, quotes and brackets there"
+        document.add(line, (), f"not valid YAML: {error.problem or error.context}", hint)
         document.complete = False
     except _Stop as stop:
         document.add(stop.line, stop.place, stop.message, stop.hint)
@@ -250,9 +251,10 @@ class _Reader:
         elif isinstance(frame.into, list):
             frame.into.append(value)
         elif frame.key is not None:
-            frame.into.pop(frame.key, None)
             if value is not None and frame.key.isprintable():
                 frame.into[frame.key] = value
+            else:
+                frame.into.pop(frame.key, None)
             frame.key = None
 
     def _spoil(self, place: Place, line: int, message: str, hint: str) -> None:

@@ -48,12 +48,25 @@ def find_catalog(explicit: Path | None, *, environ: Mapping[str, str]) -> Path:
     if explicit is not None:
         return _existing(explicit, "--catalog")
     if named:
-        return _existing(Path(named).expanduser(), f"${ENVIRONMENT_VARIABLE}")
-    configuration = environ.get("XDG_CONFIG_HOME") or Path(environ.get("HOME", "~")).expanduser() / ".config"
-    for candidate in (Path(FILE_NAME), Path(configuration, "agent-manager", FILE_NAME)):
-        if is_there(candidate):
-            return candidate
+        return _existing(_expanded(named, environ), f"${ENVIRONMENT_VARIABLE}")
+    home = environ.get("HOME")
+    configuration = environ.get("XDG_CONFIG_HOME") or (home and f"{home}/.config")
+    if is_there(Path(FILE_NAME)):
+        return Path(FILE_NAME)
+    if configuration and is_there(Path(configuration, "agent-manager", FILE_NAME)):
+        return Path(configuration, "agent-manager", FILE_NAME)
     return _existing(packaged_catalog(), "the packaged catalog")
+
+
+def _expanded(written: str, environ: Mapping[str, str]) -> Path:
+    """The path with a leading `~` replaced by $HOME. Raises UsageError when there is none."""
+    if not written.startswith("~"):
+        return Path(written)
+    if "HOME" not in environ:
+        raise UsageError(
+            f"'{shown(written)}' begins with ~, and HOME is not set", hint="write the whole path"
+        )
+    return Path(environ["HOME"] + written[1:])
 
 
 def _existing(path: Path, named_by: str) -> Path:
@@ -147,10 +160,7 @@ def _model(
 
 def _folder(written: str, catalog: Path, environ: Mapping[str, str]) -> Path:
     """The folder a catalog means: `~` is the user's home, a relative one starts at the catalog's own folder."""
-    if written.startswith("~"):
-        home = environ.get("HOME") or str(Path.home())
-        written = home + written[1:]
-    return Path(os.path.normpath(catalog.absolute().parent / written))
+    return Path(os.path.normpath(catalog.absolute().parent / _expanded(written, environ)))
 
 
 def _agent(

@@ -73,6 +73,7 @@ Repo = Annotated[str, PlainValidator(values.parse_repo), _text(r"[\w.-]+/[\w.-]+
 Commit = Annotated[str, PlainValidator(values.parse_commit), _text(values.COMMIT)]
 Folder = Annotated[str, PlainValidator(values.parse_path), WithJsonSchema({"type": "string"})]
 ParserName = Annotated[str, PlainValidator(values.parse_parser_name), _text(values.PARSER_NAME)]
+Text = Annotated[str, AfterValidator(str)]  # a plain str, also from the environment
 ExtraArg = Annotated[str, PlainValidator(values.parse_extra_arg), WithJsonSchema({"type": "string"})]
 Faults = Annotated[str, PlainValidator(values.parse_faults), _text(f"({values.FAULT})(, ?({values.FAULT}))*")]
 
@@ -86,15 +87,18 @@ class Section(BaseModel):
     @classmethod
     def _resolve(cls, data: object) -> object:
         """Read values from the environment as their fields need them: text stays text, an empty one is absent."""
-        if not isinstance(data, dict) or not any(
-            isinstance(value, values.Interpolated) for value in data.values()
-        ):
+        if not isinstance(data, dict):
             return data
-        texts = {
-            field.alias or name for name, field in cls.model_fields.items() if field.annotation in _TEXTS
-        }
-        read = {key: value if key in texts else values.resolved(value) for key, value in data.items()}
-        return {key: value for key, value in read.items() if value not in ("", None)}
+        read: dict[str, object] = {}
+        for key, value in data.items():
+            if isinstance(value, values.Interpolated):
+                field = cls.model_fields.get(key)
+                found = value if field and field.annotation in _TEXTS else values.resolved(value)
+                if found not in {"", None}:
+                    read[key] = found
+            else:
+                read[key] = value
+        return read
 
 
 def _image(default: str | None) -> Any:  # noqa: ANN401 - as pydantic's own Field
@@ -112,7 +116,7 @@ def _command(*default: str) -> Any:  # noqa: ANN401 - as pydantic's own Field
 class EngineSection(Section):
     """An engine: how it is started, and how patient we are with it."""
 
-    env: dict[Variable, str] = Field(
+    env: dict[Variable, Text] = Field(
         default_factory=dict,
         json_schema_extra=_CLOSED,
         description="Environment variables for the engine, each value in quotes.",
@@ -159,13 +163,17 @@ class SimulatedSection(EngineSection):
 class EnginesSection(Section):
     """Engines, by name. What is left out has its default."""
 
-    vllm: VllmSection = Field(default_factory=VllmSection, description="vLLM on an NVIDIA GPU.")
+    vllm: VllmSection = Field(
+        default_factory=VllmSection, description="vLLM on an NVIDIA GPU: image, command and so on."
+    )
     vllm_cpu: VllmCpuSection = Field(
-        default_factory=VllmCpuSection, alias="vllm-cpu", description="vLLM on the CPU."
+        default_factory=VllmCpuSection,
+        alias="vllm-cpu",
+        description="vLLM on the CPU: image, command and so on.",
     )
     simulated: SimulatedSection = Field(
         default_factory=SimulatedSection,
-        description="No model: generated text, everything else as vLLM does it.",
+        description="The simulated engine: how fast it is, and what goes wrong.",
     )
 
 

@@ -296,7 +296,7 @@ def parse_extra_arg(value: object) -> str:
     if not isinstance(value, str):
         raise RefusedError(f"expected text, got {kind(value)}", f"put it in quotes: '{kind(value)}'")
     if not value.startswith("-") or re.fullmatch(r"-[0-9.]+", value, re.ASCII):
-        return value
+        return str(value)
     if not re.fullmatch(r"--[A-Za-z][\w.-]*(=.*)?", value, re.ASCII):
         hint = "write the flag's long form, and its value as the next word, such as [--dtype, bfloat16]"
         raise RefusedError(f"{kind(value)} is not a flag", hint)
@@ -305,7 +305,7 @@ def parse_extra_arg(value: object) -> str:
     for ours, instead in RENDERED_FLAGS.items():
         if ours.startswith(flag):
             raise RefusedError(f"{kind(value)} cannot be set here", instead)
-    return value
+    return str(value)
 
 
 def begin_with_flag(words: list[str]) -> list[str]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from agent_manager.catalog.agents import Model
 
 _GIB: Final = 1 << 30
+_ASK_TIMEOUT_S: Final = 30.0
 _BYTES_BAR: Final = "Reconstructing"
 """How the description of huggingface_hub's bar for bytes written begins (`_snapshot_download.py`)."""
 _TRY_AGAIN: Final = "check this host's connection, then run the command again: finished files are kept"
@@ -48,9 +49,7 @@ def resolve_revision(repo: str, *, endpoint: str | None = None) -> str:
     `endpoint` None is $HF_ENDPOINT, or the public Hub. Raises DownloadFailed.
     """
     with _as_download_failed(repo, None):
-        from huggingface_hub import HfApi  # noqa: PLC0415 - takes half a second; needed only to fetch
-
-        commit = HfApi(endpoint=endpoint).model_info(repo, timeout=30).sha
+        commit = _ask(repo, None, endpoint)
     if commit is None:
         raise DownloadFailed(
             f"the Hub names no commit for {repo}", hint="write its revision in the catalog", where=repo
@@ -76,6 +75,7 @@ def pull(
         raise ValueError(f"model {model.name} is not on the Hub")
     progress = _Progress(on_progress)
     with _as_download_failed(model.repo, revision, progress):
+        _ask(model.repo, revision, endpoint)  # fails at once where listing files would try for half a minute
         files = _snapshot(model.repo, revision, hub_cache, endpoint, dry_run=True)
         _check_loadable(model.repo, files)
         progress.total_bytes = sum(file.file_size or 0 for file in files if file.will_download)
@@ -141,6 +141,13 @@ def _bars(progress: _Progress) -> type:
         refresh = close = set_description = set_description_str = set_postfix_str = _ignored
 
     return Bar
+
+
+def _ask(repo: str, revision: str | None, endpoint: str | None) -> str | None:
+    """The commit that `revision`, or the main branch, is."""
+    from huggingface_hub import HfApi  # noqa: PLC0415 - takes half a second; needed only to fetch
+
+    return HfApi(endpoint=endpoint).model_info(repo, revision=revision, timeout=_ASK_TIMEOUT_S).sha
 
 
 def _snapshot(

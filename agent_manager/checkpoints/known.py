@@ -26,6 +26,10 @@ def _known(shape: Shape, *, weights_gib: float, disk_mb: int) -> Facts:
     )
 
 
+def _bf16(shape: Shape) -> Shape:
+    return replace(shape, quantization=None)
+
+
 _QWEN25_05B: Final = Shape(
     architecture="Qwen2ForCausalLM",
     layers=24,
@@ -38,6 +42,7 @@ _QWEN25_05B: Final = Shape(
     tie_word_embeddings=True,
     quantization="awq",
 )
+_QWEN25_15B: Final = replace(_QWEN25_05B, layers=28, attention_layers=28, head_dim=128, hidden_size=1536)
 _QWEN25_7B: Final = Shape(
     architecture="Qwen2ForCausalLM",
     layers=28,
@@ -64,6 +69,9 @@ _QWEN3_8B: Final = Shape(
     tie_word_embeddings=False,
     quantization="awq",
 )
+_QWEN3_17B: Final = replace(
+    _QWEN3_8B, layers=28, attention_layers=28, hidden_size=2048, tie_word_embeddings=True
+)
 _QWEN3_4B: Final = replace(_QWEN3_8B, hidden_size=2560, tie_word_embeddings=True)
 _QWEN3_14B: Final = replace(_QWEN3_8B, layers=40, attention_layers=40, hidden_size=5120)
 _QWEN35_9B: Final = Shape(
@@ -83,13 +91,16 @@ _QWEN35_9B: Final = Shape(
 
 KNOWN: Final[Mapping[str, Facts]] = MappingProxyType(
     {
+        "Qwen/Qwen2.5-0.5B-Instruct": _known(_bf16(_QWEN25_05B), weights_gib=0.93, disk_mb=988),
         "Qwen/Qwen2.5-0.5B-Instruct-AWQ": _known(_QWEN25_05B, weights_gib=0.43, disk_mb=460),
+        "Qwen/Qwen2.5-Coder-1.5B-Instruct": _known(_bf16(_QWEN25_15B), weights_gib=2.91, disk_mb=3087),
         "Qwen/Qwen2.5-7B-Instruct-AWQ": _known(_QWEN25_7B, weights_gib=5.23, disk_mb=5570),
         "Qwen/Qwen2.5-Coder-7B-Instruct-AWQ": _known(_QWEN25_7B, weights_gib=5.23, disk_mb=5570),
         "Qwen/Qwen2.5-14B-Instruct-AWQ": _known(_QWEN25_14B, weights_gib=9.38, disk_mb=9980),
         "Qwen/Qwen2.5-Coder-14B-Instruct-AWQ": _known(_QWEN25_14B, weights_gib=9.38, disk_mb=9980),
         "Qwen/Qwen2.5-32B-Instruct-AWQ": _known(_QWEN25_32B, weights_gib=18.14, disk_mb=19_330),
         "Qwen/Qwen2.5-Coder-32B-Instruct-AWQ": _known(_QWEN25_32B, weights_gib=18.14, disk_mb=19_330),
+        "Qwen/Qwen3-1.7B": _known(_bf16(_QWEN3_17B), weights_gib=3.25, disk_mb=4063),
         "Qwen/Qwen3-4B-AWQ": _known(_QWEN3_4B, weights_gib=2.50, disk_mb=2670),
         "Qwen/Qwen3-8B-AWQ": _known(_QWEN3_8B, weights_gib=5.71, disk_mb=6100),
         "Qwen/Qwen3-14B-AWQ": _known(_QWEN3_14B, weights_gib=9.44, disk_mb=9980),

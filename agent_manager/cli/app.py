@@ -82,10 +82,13 @@ def _program() -> Command:
 
 def _usage_error(error: typer.TyperException) -> UsageError:
     """A complaint of typer in our form: lowercase, one line, no period; the hint says where the options are."""
-    words = " ".join(error.format_message().split()).rstrip(".").replace("Value error, ", "")
+    near = getattr(error, "possibilities", None)
+    words = " ".join((error.message if near else error.format_message()).split())
+    words = words.rstrip(".").replace("Value error, ", "")
     context = getattr(error, "ctx", None)
     path = context.command_path if context else NAME
-    return UsageError(words[:1].lower() + words[1:], hint=f"{path} --help shows what it takes")
+    hint = f"did you mean '{near[0]}'?" if near else f"{path} --help shows what it takes"
+    return UsageError(words[:1].lower() + words[1:], hint=hint)
 
 
 def build_host(choice: Choice) -> Host:

@@ -65,5 +65,6 @@ class Invocation:
         from agent_manager.cli.runner import run  # noqa: PLC0415 - likewise
 
         host = self.host()
-        with progress(self.output) as listener:
+        simulated = (host.engine or host.catalog.engine) == "simulated"
+        with progress(self.output, simulated=simulated) as listener:
             return run(use_case(host, listener), host.interrupts)

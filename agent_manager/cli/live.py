@@ -35,14 +35,6 @@ class LiveProgress:
         self._console = Console(
             file=sys.stderr, color_system="auto" if colours else None, force_terminal=True, highlight=False
         )
-        self._live = Live(
-            console=self._console,
-            get_renderable=self._line,
-            refresh_per_second=REFRESH_PER_S,
-            transient=True,
-            redirect_stdout=False,
-            redirect_stderr=False,
-        )
         plain = self._console.options.ascii_only
         self._spinner = Spinner("line" if plain else "dots", style="cyan")
         self._tick, self._cross, self._full, self._empty = (
@@ -53,6 +45,14 @@ class LiveProgress:
         self._watch = Stopwatch()
         self._detail = ""
         self._percent: int | None = None
+        self._live = Live(
+            console=self._console,
+            get_renderable=self._line,
+            refresh_per_second=REFRESH_PER_S,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -62,7 +62,7 @@ class LiveProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with contextlib.suppress(*GONE):
-            self._finish(good=kind is None)
+            self._go_on(None, good=kind is None)
         try:
             self._live.stop()
         except GONE:
@@ -85,21 +85,18 @@ class LiveProgress:
                     self._console.print(label + Text(printable(message)))
 
     def _begin(self, notice: StepBegan) -> None:
-        if self._step is not None:
-            self._finish(good=not failed(self._step, notice))
-        if self._simulated and notice.step is Step.LOADING:
+        self._go_on(notice, good=self._step is None or not failed(self._step, notice))
+        if self._simulated and notice.step is Step.LOADING and not notice.restoring:
             self._console.print(Text(SIMULATED, style="magenta"))
-        self._step, self._watch = notice, Stopwatch()
-        self._detail, self._percent = "", None
 
-    def _finish(self, *, good: bool) -> None:
-        """The step under way becomes a line that stays."""
-        if self._step is None:
-            return
-        mark = Text(self._tick, style="green") if good else Text(self._cross, style="red")
-        text = Text.assemble(mark, " ", words(self._step), ("  " + seconds(self._watch.elapsed_s), "dim"))
-        self._step = None
-        self._console.print(text)
+    def _go_on(self, following: StepBegan | None, *, good: bool) -> None:
+        """The live line shows what follows; the step that was under way becomes a line above it that stays."""
+        done, took_s = self._step, self._watch.elapsed_s
+        self._step, self._watch, self._detail, self._percent = following, Stopwatch(), "", None
+        self._live.refresh()
+        if done is not None:
+            mark = Text(self._tick, style="green") if good else Text(self._cross, style="red")
+            self._console.print(Text.assemble(mark, " ", words(done), ("  " + seconds(took_s), "dim")))
 
     def _line(self) -> Text:
         step = self._step

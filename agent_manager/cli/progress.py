@@ -91,7 +91,7 @@ class PlainProgress:
     def _step(self, notice: StepBegan) -> None:
         self._phase, self._percent = "", -PLAIN_PERCENT_STEP
         expected = f", about {seconds(notice.expected_s)}" if notice.expected_s else ""
-        if self._simulated and notice.step is Step.LOADING:
+        if self._simulated and notice.step is Step.LOADING and not notice.restoring:
             self._write(SIMULATED)
         self._write(words(notice) + expected)
 

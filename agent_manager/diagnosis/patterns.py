@@ -7,10 +7,12 @@ import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from agent_manager.diagnosis.table import RULES
+from agent_manager.diagnosis.table import LOGS, RULES, VAGUE_RULES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from agent_manager.diagnosis.table import Rule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +24,6 @@ class Diagnosis:
     evidence: str | None = None
 
 
-_LOGS = "the engine's log says more: agent-manager logs"
 _OUT_OF_HOST_MEMORY = "free host memory, choose a smaller model, or lower cpu_offload or kv_cache"
 _SIGNAL_BASE = 128
 """Exit codes above it are signals, as shells and runtimes report them."""
@@ -37,6 +38,7 @@ _TOLD_TO_STOP = "[shutdown] API server: shutdown triggered"
 _WRAPPERS = re.compile(
     r"Engine core initialization failed|EngineCore encountered an issue|Worker failed with error"
     r"|EngineDeadError|EngineGenerateError|cannot schedule new futures after shutdown"
+    r"|died (?:unexpectedly|with exit code)"
 )
 _EXCEPTION = re.compile(r"^(?:[a-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt|Exit): \S")
 _VALIDATION = re.compile(r"^(?:Value|Assertion) error, (.*?)(?: \[type=.*)?$")
@@ -59,10 +61,17 @@ def diagnose(
     said = _errors(_last_start(list(lines)))
     if out_of_host_memory:
         return Diagnosis(cause="the kernel killed it for lack of host memory", remedy=_OUT_OF_HOST_MEMORY)
-    found = _by_rule(said, stop_requested=stop_requested)
+    found = _by_rule(RULES, said, stop_requested=stop_requested)
     if found is not None or stop_requested:
         return found
-    return _by_signal(exit_code) or _by_last_words(said) or _by_end(said, exit_code)
+    if any(_TOLD_TO_STOP in line.text for line in said) and not exit_code:
+        return Diagnosis(cause="somebody else told it to stop", remedy="launch it again")
+    return (
+        _by_signal(exit_code)
+        or _by_last_words(said)
+        or _by_rule(VAGUE_RULES, said, stop_requested=stop_requested)
+        or _by_end(said, exit_code)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +97,8 @@ def _errors(lines: Iterable[str]) -> list[_Line]:
     return split
 
 
-def _by_rule(said: Sequence[_Line], *, stop_requested: bool) -> Diagnosis | None:
-    for rule in RULES:
+def _by_rule(rules: Iterable[Rule], said: Sequence[_Line], *, stop_requested: bool) -> Diagnosis | None:
+    for rule in rules:
         if rule.died and stop_requested:
             continue
         for line in said:
@@ -114,7 +123,7 @@ def _by_signal(exit_code: int | None) -> Diagnosis | None:
         )
     if number in {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}:
         return Diagnosis(cause=f"somebody else told it to stop ({name})", remedy="launch it again")
-    return Diagnosis(cause=f"it crashed ({name})", remedy=_LOGS)
+    return Diagnosis(cause=f"it crashed ({name})", remedy=LOGS)
 
 
 def _by_last_words(said: Sequence[_Line]) -> Diagnosis | None:
@@ -125,20 +134,18 @@ def _by_last_words(said: Sequence[_Line]) -> Diagnosis | None:
         detail = _VALIDATION.match(line.text) or _USAGE.match(line.text)
         if detail or _EXCEPTION.match(line.text):
             words = detail[1] if detail else line.text
-            return Diagnosis(cause=_short(words), remedy=_LOGS, evidence=_short(line.text))
+            return Diagnosis(cause=_short(words), remedy=LOGS, evidence=_short(line.text))
     return None
 
 
 def _by_end(said: Sequence[_Line], exit_code: int | None) -> Diagnosis | None:
     """Nothing explains it: how it ended, and the last thing it said."""
-    if any(_TOLD_TO_STOP in line.text for line in said):
-        return Diagnosis(cause="somebody else told it to stop", remedy="launch it again")
     spoken = [line.text for line in said if line.text]
     if not spoken:
         return None
     ended = "ended" if exit_code is None else f"ended with exit code {exit_code}"
     return Diagnosis(
-        cause=_short(f"it {ended}; its last words: {spoken[-1]}"), remedy=_LOGS, evidence=_short(spoken[-1])
+        cause=_short(f"it {ended}; its last words: {spoken[-1]}"), remedy=LOGS, evidence=_short(spoken[-1])
     )
 
 

@@ -24,6 +24,9 @@ def _rule(pattern: str, cause: str, remedy: str, *, died: bool = False) -> Rule:
     return Rule(re.compile(pattern), cause, remedy, died)
 
 
+LOGS = "the engine's log says more: agent-manager logs"
+"""The remedy where there is none."""
+
 _REDUCE = "lower context or sequences, or set kv_cache_dtype: fp8"
 _FETCH = "delete its files and fetch them again: launch does, when they are missing"
 _MODEL = "choose another checkpoint of this model, or set engines.vllm.image to a vLLM that supports it"
@@ -153,7 +156,7 @@ _CHECKPOINT = (
         _FETCH,
     ),
     _rule(
-        r"Attempted to load weight \((.*?)\) into parameter \((.*?)\)",
+        r"Attempted to load weight \((.*)\) into parameter \((.*)\)",
         r"a tensor of the checkpoint has the wrong shape: \1 for \2",
         _FETCH,
     ),
@@ -223,21 +226,31 @@ _HOST = (
     ),
 )
 
-_DEATHS = (
+_KILLED = (
     _rule(
-        r"Failed core proc\(s\): \{.*: -9\b|died unexpectedly \(exit code: -9\)|died with exit code -9",
+        r"Failed core proc\(s\): \{.*: -9\b|died unexpectedly \(exit code: -9\)|died with exit code -9\b",
         "a process of the engine was killed, most likely by the kernel for lack of host memory",
         "free host memory, or lower cpu_offload or kv_cache; 'dmesg' says who was killed",
         died=True,
     ),
     _rule(
-        r"(?:Worker proc|Engine core process|Process) (\S+) (?:\(PID: \d+\) )?died (?:unexpectedly|with exit code)"
-        r"(?: \(exit code: (-?\d+)\))?",
-        r"the engine's process \1 died",
-        "the engine's log says more: agent-manager logs",
+        r"Failed core proc\(s\): \{.*: -(\d+)|died (?:unexpectedly \(exit code: |with exit code )-(\d+)",
+        r"a process of the engine crashed with signal \1\2",
+        LOGS,
         died=True,
     ),
 )
 
-RULES = (*_MEMORY, *_CHECKPOINT, *_HOST, *_DEATHS)
+RULES = (*_MEMORY, *_CHECKPOINT, *_HOST, *_KILLED)
 """In the order in which they are tried on the whole log: the first that matches any line is the cause."""
+
+VAGUE_RULES = (
+    _rule(
+        r"(?:Worker proc|Engine core process|Process) (\S+) (?:\(PID: \d+\) )?died",
+        r"the engine's process \1 died",
+        LOGS,
+        died=True,
+    ),
+    _rule(r"EngineCore encountered an issue", "the engine died while it served", LOGS, died=True),
+)
+"""What vLLM also says after any other failure: tried when nothing else tells."""

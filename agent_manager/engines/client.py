@@ -160,7 +160,7 @@ class _Received(io.BytesIO):
 
 def _parse(raw: bytes) -> _Answer | None:
     """Status and body of a whole HTTP response, chunked or not; None when it is cut off or not HTTP."""
-    if not raw:
+    if b"\r\n\r\n" not in raw:  # http.client would take half a head for a whole one
         return None
     from http.client import HTTPException, HTTPResponse  # noqa: PLC0415 - `status` with nobody there needs none
 

@@ -1,0 +1,1 @@
+"""Reading cards: what is there, what is free, who holds it."""

@@ -94,7 +94,7 @@ class Claim:
         self.claimed_bytes = claimed_bytes
         unnamed = claims / f"{_UNNAMED}{suffix}"
         try:
-            self._descriptor = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _MODE)
+            self._descriptor = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_EXCL, _MODE)
             fcntl.flock(self._descriptor, fcntl.LOCK_EX)
             self._write()
             unnamed.rename(self._path)
@@ -140,7 +140,7 @@ class _Claiming:
 
     def __enter__(self) -> None:
         try:
-            self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, _MODE)
+            self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CREAT, _MODE)
             fcntl.flock(self._descriptor, fcntl.LOCK_EX)
         except OSError as error:
             raise unusable(self._path, error) from error
@@ -163,7 +163,7 @@ def _holders(claims: Path) -> tuple[MemoryHolder, ...]:
 def _holder(path: Path) -> MemoryHolder | None:
     """Who holds the claim at `path`; None when nobody does, or when it is no claim."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -193,7 +193,7 @@ def _remove_stale(claims: Path) -> None:
         if path.name == _LOCK:
             continue
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
             continue
         if path.name.startswith(_UNNAMED) or not _is_locked(descriptor):

@@ -101,7 +101,7 @@ def write_atomically(path: str, content: bytes) -> None:
 def reserve_exit_record(folder: str) -> None:
     """Take the disk space of `exit.json` now: the disk may be full when the engine ends. Raises OSError."""
     descriptor = os.open(f"{folder}/{_RESERVED}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with open(descriptor, "wb") as file:
+    with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor, not a path
         file.write(b" " * _RESERVED_BYTES)
 
 

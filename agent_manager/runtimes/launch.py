@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
     from agent_manager.runtimes.base import InstanceSpec
 
-_SHIM = Path(__file__).with_name("shim.py")
+# Imported, not run as a script: a script is compiled anew each time. With -I and -S there is the standard library
+# and nothing else; where our package lies is appended, so that nothing beside it can stand in for a module of that.
+_SHIM = "import sys; sys.path.append(sys.argv.pop(1)); from agent_manager.runtimes.shim import main; main()"
+_PACKAGES = str(Path(__file__).parents[2])
 _ANSWER_TIMEOUT_S = 30.0
 _INHERITED = frozenset(
     "HOME LANG LANGUAGE LD_LIBRARY_PATH LOGNAME PATH SHELL TMPDIR TZ USER VIRTUAL_ENV".split()  # noqa: SIM905 - fifteen quotes less
@@ -105,7 +108,7 @@ def _hand_over(
     log = _open_log(folder)
     try:
         done = subprocess.run(
-            [sys.executable, "-I", "-S", str(_SHIM), str(folder)],
+            [sys.executable, "-I", "-S", "-c", _SHIM, _PACKAGES, str(folder)],
             input=order.encode(),
             stdout=subprocess.PIPE,
             stderr=log,  # the shim says nothing, unless it breaks

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -60,7 +59,7 @@ class Liveness:
         ended = self._recorded_end(record, run)
         if ended is None and run is not None and self.shim_lives(record.id, run):
             return Seen(state=InstanceState.RUNNING, run=run, shim_lives=True)
-        if ended is None and (processes or self.processes)(record.id):
+        if ended is None and (processes(record.id) if processes else self.processes(record.id, run)):
             return Seen(state=InstanceState.RUNNING, run=run)
         # A shim that ended between our looks has left its record by now.
         ended = ended or self._recorded_end(record, run)
@@ -68,20 +67,13 @@ class Liveness:
             ended = Exit(code=None, requested=record.stop_requested(run), reason=UNSEEN_END)
         return Seen(state=InstanceState.EXITED, run=run, exit=ended)
 
-    def processes(self, instance_id: str) -> frozenset[int]:
-        """The living processes of an instance; empty only when there are none (see `proc.marked`)."""
-        for look in range(proc.LOOKS):
-            if look:
-                time.sleep(proc.LOOK_AGAIN_S)
-            if found := proc.marked(instance_id, self._root):
-                return found
-        return frozenset()
+    def processes(self, instance_id: str, run: Run | None) -> frozenset[int]:
+        """The living processes of an instance; empty only when there are none. Blocks (see `proc.living`)."""
+        return proc.living(instance_id, self._root, run.shim.pid if run else 0)
 
     def all_processes(self) -> dict[str, frozenset[int]]:
-        """The living processes of every instance."""
-        first = proc.marked_by_instance(self._root)
-        time.sleep(proc.LOOK_AGAIN_S)
-        return proc.marked_by_instance(self._root) | first
+        """The processes of every instance, as one look finds them."""
+        return proc.marked_by_instance(self._root)
 
     def shim_lives(self, instance_id: str, run: Run) -> bool:
         """Whether the shim of this start is alive."""
@@ -98,10 +90,10 @@ class Liveness:
         wanted = proc.marks(proc.INSTANCE_VARIABLE, instance_id, self._root)
         return proc.send(run.engine.pid, signal.SIGTERM, wanted, started_ticks=run.engine.started_ticks)
 
-    def kill(self, instance_id: str) -> frozenset[int]:
+    def kill(self, instance_id: str, run: Run | None) -> frozenset[int]:
         """SIGKILL to every process of an instance; who that was."""
         wanted = proc.marks(proc.INSTANCE_VARIABLE, instance_id, self._root)
-        found = self.processes(instance_id)
+        found = self.processes(instance_id, run)
         for pid in found:
             proc.send(pid, signal.SIGKILL, wanted)
         return found
@@ -120,7 +112,7 @@ class Liveness:
             await _first_end([self._open_shim(instance_id, seen.run)], timeout_s)
         else:
             wanted = proc.marks(proc.INSTANCE_VARIABLE, instance_id, self._root)
-            found = await asyncio.to_thread(self.processes, instance_id)
+            found = await asyncio.to_thread(self.processes, instance_id, seen.run)
             await _first_end([proc.open_if(pid, wanted) for pid in found], timeout_s)
 
     def _open_shim(self, instance_id: str, run: Run) -> int | None:
@@ -132,7 +124,7 @@ class Liveness:
         if end is None or (run is not None and end.number < run.number):
             return None
         # Without a readable start there is no telling which start this was the end of.
-        if run is None and self.processes(record.id):
+        if run is None and self.processes(record.id, None):
             return None
         return end.exit
 

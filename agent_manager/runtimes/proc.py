@@ -7,6 +7,7 @@ Linux only (pidfd: 5.3 or newer).
 from __future__ import annotations
 
 import os
+import time
 
 INSTANCE_VARIABLE = "AGENT_MANAGER_INSTANCE"
 """In the environment of every process of an instance: its id. The proof that a process is ours."""
@@ -15,11 +16,9 @@ SHIM_VARIABLE = "AGENT_MANAGER_SHIM"
 STATE_VARIABLE = "AGENT_MANAGER_STATE_DIR"
 """In both: the state folder they belong to, without links. Ids of two state folders never mix."""
 
-LOOKS = 2
-"""So many looks in a row must find nothing of an instance before it is gone (see `marked`)."""
-LOOK_AGAIN_S = 0.002
-"""Between two such looks."""
-
+_LOOKS = 2
+_LOOK_AGAIN_S = 0.002
+_SETTLE_S = 1.0  # far more than executing a program takes; a process may have no environment for good
 _CLOCK_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -66,13 +65,48 @@ def all_pids() -> list[int]:
 
 
 def marked(instance_id: str, root: str) -> frozenset[int]:
-    """The living processes of one instance. About 6 µs for each process of the machine.
-
-    One look can miss a process that is just being forked or executed while its parent ends: only two empty
-    looks in a row mean that nothing is left.
-    """
+    """The processes of one instance, as one look finds them. About 6 µs for each process of the machine."""
     wanted = marks(INSTANCE_VARIABLE, instance_id, root)
     return frozenset(pid for pid in all_pids() if carries(pid, wanted))
+
+
+def living(instance_id: str, root: str, session: int) -> frozenset[int]:
+    """The processes of one instance; empty only when nothing of it is left. `session`: that of its shim, or 0.
+
+    One look can miss a process that was just forked while its parent ended, and one that is being executed has
+    no environment for a moment. So it takes two empty looks, and none of the session being executed. Blocks for
+    2 ms when there is nothing, at most for a second.
+    """
+    until = time.monotonic() + _SETTLE_S
+    empty_looks = 0
+    while empty_looks < _LOOKS:
+        if found := marked(instance_id, root):
+            return found
+        settled = not session or time.monotonic() >= until or not _executing(session)
+        empty_looks = empty_looks + 1 if settled else 0
+        if empty_looks < _LOOKS:
+            time.sleep(_LOOK_AGAIN_S)
+    return frozenset()
+
+
+def settle(pid: int) -> None:
+    """Wait until the environment of a process that was just spawned can be read, or it has ended."""
+    until = time.monotonic() + _SETTLE_S
+    while not environment(pid) and not _ended(_stat(pid)) and time.monotonic() < until:
+        time.sleep(_LOOK_AGAIN_S / 10)
+
+
+def _executing(session: int) -> bool:
+    for pid in all_pids():
+        fields = _stat(pid)
+        in_session = not _ended(fields) and int(fields[3]) == session
+        if in_session and not environment(pid) and not _ended(_stat(pid)):
+            return True
+    return False
+
+
+def _ended(fields: list[bytes]) -> bool:
+    return not fields or fields[0] in (b"Z", b"X")
 
 
 def marked_by_instance(root: str) -> dict[str, frozenset[int]]:

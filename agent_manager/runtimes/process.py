@@ -127,8 +127,8 @@ class ProcessRuntime:
 
     async def pids(self, instance_id: str) -> frozenset[int]:
         """Its processes; see Runtime. The shim is not one of them."""
-        self._record(instance_id)
-        return await asyncio.to_thread(self._live.processes, instance_id)
+        record = self._record(instance_id)
+        return await asyncio.to_thread(proc.marked, record.id, self._root)
 
     async def activity(self, instance_id: str) -> Activity:
         """What its processes used, ended children included; see Runtime. The page cache is not disk traffic."""
@@ -216,7 +216,7 @@ class ProcessRuntime:
     async def _kill(self, record: Record, run: Run | None) -> Exit:
         started = time.monotonic()
         while True:
-            killed = await asyncio.to_thread(self._live.kill, record.id)
+            killed = await asyncio.to_thread(self._live.kill, record.id, run)
             ended = await self._until_ended(record, timeout_s=_KILL_AGAIN_S)
             if ended is not None:
                 return ended

@@ -1,9 +1,9 @@
 """The shim: one small process per instance, which outlives whoever started it.
 
-Run as `python -I -S shim.py FOLDER` with an order (handover.py) on stdin. It detaches, starts the engine,
-reports on stdout how that went, and stays: it keeps the engine's output in a bounded log, forwards the agent
-port to the engine's, and writes `exit.json` once no process of the instance is left. Signals meant for a
-terminal, or for everything at once, do not end it: it ends when the engine has.
+Run by `launch.py` with the instance's folder as its argument and an order (handover.py) on stdin. It detaches,
+starts the engine, reports on stdout how that went, and stays: it keeps the engine's output in a bounded log,
+forwards the agent port to the engine's, and writes `exit.json` once no process of the instance is left. Signals
+meant for a terminal, or for everything at once, do not end it: it ends when the engine has.
 
 The report, one line: `ok`, or `exec ERRNO` (the engine cannot be executed), or `state ERRNO` (the folder cannot
 be written).
@@ -17,11 +17,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-
-if __name__ == "__main__":
-    # -I and -S leave only the standard library; our own package is three folders up. Appended, so that nothing
-    # beside it can stand in for a standard module.
-    sys.path.append(__file__.rsplit("/", 3)[0])
 
 from agent_manager.runtimes import handover, proc
 
@@ -72,6 +67,7 @@ def _start(folder: str, order: handover.Order) -> tuple[int, int]:
     except OSError as error:
         _give_up("exec", error)
     try:
+        proc.settle(pid)  # whoever hears of it can recognise it
         _record(folder, order, started_at, proc.identify(pid))
     except OSError as error:
         os.kill(pid, _SIGKILL)
@@ -127,7 +123,3 @@ def _detach_stdio() -> None:
     os.dup2(null, 0)
     os.dup2(null, 1)
     os.close(null)
-
-
-if __name__ == "__main__":
-    main()

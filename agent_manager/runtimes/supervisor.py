@@ -95,14 +95,11 @@ class Supervisor:
         # After `kill -9` of vLLM's main process its workers live on with all the memory of the card.
         kill_at = time.monotonic() + WORKER_GRACE_S
         wanted = proc.marks(proc.INSTANCE_VARIABLE, self._order.instance_id, self._order.root)
-        empty_looks = 0
-        while empty_looks < proc.LOOKS:
-            left = proc.marked(self._order.instance_id, self._order.root)
-            empty_looks = 0 if left else empty_looks + 1
-            if left and time.monotonic() >= kill_at:
+        while left := proc.living(self._order.instance_id, self._order.root, os.getsid(0)):
+            if time.monotonic() >= kill_at:
                 for pid in left:
                     proc.send(pid, signal.SIGKILL, wanted)
-            self._serve_for(_LOOK_AGAIN_S if left else proc.LOOK_AGAIN_S)
+            self._serve_for(_LOOK_AGAIN_S)
 
     def _serve_for(self, seconds: float) -> None:
         until = time.monotonic() + seconds

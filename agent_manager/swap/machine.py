@@ -92,16 +92,23 @@ class Swap:
 class State:
     """The card. `resident` serves; during a swap it is the one being drained, or already None.
 
-    `in_flight` are requests granted to the resident and not finished, `waiting` those not granted yet, oldest
-    first. Settled when `swap` is None; then nothing waits.
+    `stuck`: the resident could not be stopped; it holds its memory and serves nobody. `in_flight` are requests
+    granted to the resident and not finished, `waiting` those not granted yet, oldest first. Settled when `swap`
+    is None; then nothing waits.
     """
 
     total_bytes: int
     resident: Occupant | None = None
+    stuck: bool = False
     swap: Swap | None = None
     in_flight: frozenset[str] = frozenset()
     waiting: tuple[Request, ...] = ()
     drain_timeout_s: float = 60.0
+
+    @property
+    def serving(self) -> str | None:
+        """The agent whose requests the resident takes, unless it is being drained; None: nobody's."""
+        return self.resident.agent if self.resident and not self.stuck else None
 
     @property
     def claimed_bytes(self) -> int:
@@ -162,7 +169,7 @@ def _wanted(state: State, event: Wanted) -> Step:
     goal, resident = event.goal, state.resident
     if state.swap is not None:
         return state, (Finish(outcome=Outcome(result=Result.BUSY, goal=goal, resident=resident)),)
-    satisfied = resident is None if goal is None else resident is not None and resident.agent == goal.agent
+    satisfied = resident is None if goal is None else state.serving == goal.agent
     if satisfied and not (event.replace_same and resident):
         return state, (Finish(outcome=Outcome(result=Result.DONE, goal=goal, resident=resident)),)
     if goal is not None and goal.claim_bytes > state.total_bytes:
@@ -185,14 +192,10 @@ def _serve(state: State) -> Step:
     """Grant what the resident can take; swap for the rest, so that nothing waits while nothing happens."""
     if state.swap is not None:
         return state, ()
-    effects: list[Effect] = []
-    if state.resident is not None:
-        mine = [request for request in state.waiting if request.agent == state.resident.agent]
-        others = tuple(request for request in state.waiting if request.agent != state.resident.agent)
-        state = replace(
-            state, waiting=others, in_flight=state.in_flight.union(request.id for request in mine)
-        )
-        effects += [Grant(request_id=request.id) for request in mine]
+    mine = [request for request in state.waiting if request.agent == state.serving]
+    others = tuple(request for request in state.waiting if request.agent != state.serving)
+    state = replace(state, waiting=others, in_flight=state.in_flight.union(request.id for request in mine))
+    effects: list[Effect] = [Grant(request_id=request.id) for request in mine]
     chosen = next_agent(state.waiting)
     if chosen is None:
         return state, tuple(effects)
@@ -205,7 +208,7 @@ def _exited(state: State, instance_id: str) -> Step:
     if state.resident is None or state.resident.instance_id != instance_id:
         return state, ()
     swap = state.swap
-    state = replace(state, resident=None, in_flight=frozenset())
+    state = replace(state, resident=None, stuck=False, in_flight=frozenset())
     if swap is None:
         state, effects = _serve(state)
         return state, (Remove(instance_id=instance_id), *effects)
@@ -238,7 +241,7 @@ def _stop_when_idle(state: State) -> Step:
 
 
 def _stop_leaving(state: State, swap: Swap, leaving: Occupant) -> Step:
-    stopping = replace(state, resident=None, swap=replace(swap, stage=Stage.STOPPING))
+    stopping = replace(state, resident=None, stuck=False, swap=replace(swap, stage=Stage.STOPPING))
     return stopping, (Stop(occupant=leaving, at_once=swap.drain_timeout_s == 0),)
 
 
@@ -249,7 +252,7 @@ def _stopping(state: State, swap: Swap, event: Event) -> Step:
             return _after_leaving(replace(state, in_flight=frozenset()), swap)
         case StopFailed(instance_id=id_, reason=reason) if leaving and id_ == leaving.instance_id:
             # Whatever it holds, it holds: nothing else may start.
-            stuck = replace(state, resident=leaving)
+            stuck = replace(state, resident=leaving, stuck=True)
             return _settle(stuck, replace(swap, leaving=None, result=Result.FAILED, reason=reason))
         case Interrupted():
             return replace(state, swap=replace(swap, interrupts=swap.interrupts + 1)), ()
@@ -345,11 +348,12 @@ def _discarding(state: State, swap: Swap, event: Event) -> Step:
             # While restoring, the newcomer is the one that left; settling removes it.
             return undone, (() if swap.restoring else (Remove(instance_id=id_),)) + effects
         case StopFailed(instance_id=id_) if arriving and id_ == arriving.instance_id:
-            stuck = replace(state, resident=arriving)
+            stuck = replace(state, resident=arriving, stuck=True)
             kept = None if swap.restoring else swap.leaving
             return _settle(stuck, replace(swap, arriving=None, leaving=kept))
         case Interrupted():
-            return replace(state, swap=replace(swap, interrupts=swap.interrupts + 1)), ()
+            # The swap is being undone already, so this one says to leave the card empty.
+            return replace(state, swap=replace(swap, interrupts=2)), ()
     return state, ()
 
 
@@ -382,7 +386,8 @@ def _undo(state: State, swap: Swap) -> Step:
     """Put back the one that left, unless that was being done already or the user wants out for good."""
     if swap.leaving is None or swap.restoring or swap.interrupts > 1:
         return _settle(state, swap)
-    return _make_room(state, replace(swap, restoring=True))
+    # The interrupt that brought it here is answered by this; the next one is for what goes back.
+    return _make_room(state, replace(swap, restoring=True, interrupts=0))
 
 
 def _settle(state: State, swap: Swap) -> Step:
@@ -393,7 +398,7 @@ def _settle(state: State, swap: Swap) -> Step:
     outcome = Outcome(result=swap.result, goal=swap.goal, resident=state.resident, reason=swap.reason)
     effects.append(Finish(outcome=outcome))
     waiting = state.waiting
-    if swap.result is not Result.DONE and swap.goal:
+    if swap.result is not Result.DONE and swap.goal and swap.goal.agent != state.serving:
         reason = swap.reason if swap.reason is not None else "the swap was interrupted"
         refused = [request for request in waiting if request.agent == swap.goal.agent]
         effects += [Reject(request_id=request.id, reason=reason) for request in refused]

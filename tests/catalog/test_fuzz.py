@@ -95,7 +95,7 @@ def check(text: str) -> None:
             catalog = load_catalog(path, environ={"X": "1", "Y": "\n"}, profile=None)
         except CatalogInvalid as invalid:
             for problem in invalid.problems:
-                assert 1 <= problem.line <= max(len(text.splitlines()), text.count("\n") + 1)
+                assert 1 <= problem.line <= text.count("\n") + text.count("\r") + 1
                 assert f"{problem}{problem.hint}".isprintable()
                 assert problem.message
                 assert not any(

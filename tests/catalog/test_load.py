@@ -114,11 +114,16 @@ def test_where_a_models_folder_is(load: Load, tmp_path: Path, written: str, mean
     assert model.repo is None
 
 
+def test_a_home_is_needed_only_where_a_path_names_it(load: Load) -> None:
+    with pytest.raises(UsageError, match="HOME is not set"):
+        load(SMALL.replace("repo: Qwen/Qwen2.5-0.5B-Instruct", "path: ~/a"))
+
+
 def test_values_from_the_environment_become_what_their_place_needs(load: Load) -> None:
     text = """\
 version: 1
 models:
-  tiny: {repo: "${env:ORG}/${env:FAMILY}2.5-0.5B", revision: "${env:NOTHING}"}
+  tiny: {repo: "${env:ORG}/${env:FAMILY}2.5-0.5B", revision: "${env:NOTHING}", path: "${env:NOTHING}"}
 agents:
   dev:
     model: tiny
@@ -143,7 +148,9 @@ engines: {vllm: {env: {SEED: "${env:SEED}", EMPTY: "${env:NOTHING}"}}}
     assert dev.model.revision is None
     assert (dev.port, dev.context, dev.sampling) == (9001, 8192, {"temperature": 1.0})
     assert dev.extra_args == ("--seed", "007")
+    assert {type(word) for word in dev.extra_args} == {str}
     assert catalog.engines["vllm"].env == {"SEED": "007", "EMPTY": ""}
+    assert {type(value) for value in catalog.engines["vllm"].env.values()} == {str}
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_fine(tmp_path: Path) -> None:
@@ -184,6 +191,8 @@ def test_the_search_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         path.write_text(SMALL)
     assert find_catalog(None, environ=environ) == Path("models.yaml")
     environ["AGENT_MANAGER_CATALOG"] = str(named)
+    assert find_catalog(None, environ=environ) == named
+    environ["AGENT_MANAGER_CATALOG"] = "~/n.yaml"
     assert find_catalog(None, environ=environ) == named
     assert find_catalog(explicit, environ=environ) == explicit
     (tmp_path / "models.yaml").unlink()

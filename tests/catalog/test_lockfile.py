@@ -103,7 +103,7 @@ def test_the_installed_packages_folder_is_left_alone(tmp_path: Path) -> None:
         ("version: 2\nrevisions: {}\n", 1),
         ("version: 1\nrevisions: []\n", 1),
         ("version: 1\nrevision: {}\n", 1),
-        ("version: 1\nrevisions: {\n", 3),
+        ("version: 1\nrevisions: {\n", 2),
         (f"version: 1\nrevisions:\n  A/B: {ONE}\n  ../x: {ONE}\n", 4),
     ],
 )

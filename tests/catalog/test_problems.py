@@ -71,7 +71,7 @@ agents:
   dev7: {model: a, port: 65436, context: 1k}   # agents.dev7.port | expected at most 65435
   dev8: {model: a, context: 1k}                # agents.dev8.port | missing
   dev_9: {model: a, port: 8020, context: 1k}   # agents.dev_9 | expected a plain name
-  dev2: {model: a, port: 8001, context: 1k}    # agents.dev2 | already set on line 54
+  dev2: {model: a, port: 8001, context: 1k}    # agents.dev2 | already set on line 50
 profiles:
   p:
     engine: cpu                                # profiles.p.engine | expected one of
@@ -86,8 +86,8 @@ profiles:
 
 
 def test_every_problem_is_reported_at_once_with_its_line(problems: Problems) -> None:
-    expected = [
-        (number, *(part.strip() for part in line.split("  # ")[1].split("|")))
+    expected: list[tuple[int, str, str]] = [
+        (number, line.split("  # ")[1].split("|")[0].strip(), line.split("|")[1].strip())
         for number, line in enumerate(EVERYTHING_WRONG.splitlines(), start=1)
         if "  # " in line
     ]
@@ -106,11 +106,12 @@ def test_every_problem_is_reported_at_once_with_its_line(problems: Problems) -> 
         ("# nothing\n", 1, "the file is empty"),
         ("- a\n- b\n", 1, "expected 'key: value' lines"),
         ("just words\n", 1, "expected 'key: value' lines"),
-        (SMALL + "  po: {model: tiny\n", 7, "not valid YAML"),
+        (SMALL + "  po: {model: tiny\n", 6, "not valid YAML"),
         (SMALL + "\tpo: 1\n", 6, "not valid YAML"),
         (SMALL + "---\nversion: 1\n", 6, "a second document"),
         (SMALL + "? [a]\n: b\n", 6, "a key must be a plain word"),
         (SMALL + "x: \x07\n", 6, "U+0007"),
+        (SMALL + "x: a\u2028b\n", 6, "U+2028"),
         (SMALL + "x: " + "[" * 5000, 6, "nested more than"),
     ],
 )
@@ -140,6 +141,10 @@ def test_yaml_that_a_catalog_has_no_use_for(problems: Problems, addition: str, m
     found = problems(SMALL + addition, environ={"EVIL": "vllm\n--help"})
     assert [(problem.line, problem.path) for problem in found] == [(6, "engine")]
     assert message in found[0].message
+
+
+def test_a_tab_is_named(problems: Problems) -> None:
+    assert problems(SMALL + "\tpo: 1\n")[0].hint == "indent with spaces"
 
 
 def test_aliases_cannot_multiply(problems: Problems) -> None:

@@ -228,6 +228,8 @@ def test_known_facts_are_for_repositories_in_the_table_only() -> None:
     ("repo", "kv_bytes"),
     [
         ("Qwen/Qwen2.5-0.5B-Instruct-AWQ", 12_288),
+        ("Qwen/Qwen2.5-Coder-1.5B-Instruct", 28_672),
+        ("Qwen/Qwen3-1.7B", 114_688),
         ("Qwen/Qwen2.5-Coder-7B-Instruct-AWQ", 57_344),
         ("Qwen/Qwen2.5-14B-Instruct-AWQ", 196_608),
         ("Qwen/Qwen2.5-Coder-32B-Instruct-AWQ", 262_144),
@@ -241,3 +243,28 @@ def test_kv_bytes_of_well_known_checkpoints(repo: str, kv_bytes: int) -> None:
     shape = KNOWN[repo].shape
     assert isinstance(shape, Shape)
     assert shape.kv_bytes_per_token(2) == kv_bytes
+
+
+@pytest.mark.parametrize(
+    ("repo", "mlp", "heads", "qk_norm"),
+    [
+        ("Qwen/Qwen2.5-0.5B-Instruct", 4864, 14, False),
+        ("Qwen/Qwen2.5-Coder-1.5B-Instruct", 8960, 12, False),
+        ("Qwen/Qwen3-1.7B", 6144, 16, True),
+    ],
+)
+def test_weights_of_unquantized_checkpoints_follow_from_their_dimensions(
+    repo: str,
+    mlp: int,
+    heads: int,
+    qk_norm: bool,  # noqa: FBT001 - a column of the table
+) -> None:
+    shape = KNOWN[repo].shape
+    assert isinstance(shape, Shape)
+    hidden, query, kv = shape.hidden_size, heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    biases = 2 * shape.head_dim if qk_norm else query + 2 * kv
+    layer = hidden * (2 * query + 2 * kv + 3 * mlp) + biases + 2 * hidden
+    parameters = shape.layers * layer + shape.vocab_size * hidden + hidden
+    tensors = [Tensor(name="model", size_bytes=2 * parameters)]
+    weights_bytes = resident_bytes(tensors, tied=True) + rotary_cache_bytes({}, shape)
+    assert KNOWN[repo].weights_bytes == pytest.approx(weights_bytes, rel=0.005)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -116,9 +115,9 @@ class TestFailures:
     @pytest.mark.parametrize(
         ("fault", "message", "hint"),
         [
-            ("gated", f"{REPO} is gated: its owner wants its terms accepted", "HF_TOKEN"),
             ("no-repo", f"the Hub has no {REPO}, or not for you", "correct its name"),
             ("no-revision", f"{REPO} has no commit {COMMIT}", "models.lock.yaml"),
+            ("down", f"the Hub answered 503 for {REPO}", "wait a little"),
         ],
     )
     def test_the_hub_refuses(
@@ -131,6 +130,14 @@ class TestFailures:
         assert hint in (caught.value.hint or "")
         assert caught.value.where == REPO
 
+    def test_a_gated_repository(self, hub: LoopbackHub, tmp_path: Path) -> None:
+        hub.gated = True
+        with pytest.raises(
+            DownloadFailed, match=f"{REPO} is gated: its owner wants its terms accepted"
+        ) as caught:
+            fetch(hub, tmp_path)
+        assert "HF_TOKEN" in (caught.value.hint or "")
+
     def test_a_name_no_repository_can_have(self, hub: LoopbackHub, tmp_path: Path) -> None:
         odd = Model(name="odd", repo="a//b")
         with pytest.raises(DownloadFailed, match="'a//b' is not a repository name"):
@@ -142,16 +149,14 @@ class TestFailures:
             fetch(hub, tmp_path)
         assert not (repo_folder(REPO, tmp_path) / "blobs").exists()
 
-    def test_no_space(self, hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        usage = shutil.disk_usage(tmp_path)
-        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100_000))
-        partial = repo_folder(REPO, tmp_path) / "blobs" / "0123.4567.incomplete"
+    def test_no_space(self, hub: LoopbackHub, tmp_path: Path) -> None:
+        hub.claimed_bytes = {"model.safetensors": 1 << 60}
+        partial = repo_folder(REPO, tmp_path / "cache") / "blobs" / "0123.4567.incomplete"
         partial.parent.mkdir(parents=True)
-        partial.write_bytes(bytes(1000))
-        with pytest.raises(
-            DownloadFailed, match=r"needs 0\.00 GiB more, .* GiB free \(.*partial files"
-        ) as caught:
-            fetch(hub, tmp_path)
+        partial.write_bytes(bytes(1 << 20))
+        message = r"needs 1073741824\.00 GiB more, .* free \(0\.00 GiB are partial files"
+        with pytest.raises(DownloadFailed, match=message) as caught:
+            fetch(hub, tmp_path / "cache")
         assert "HF_HUB_CACHE" in (caught.value.hint or "")
         assert not any("GET" in request and "resolve" in request for request in hub.requests)
 
@@ -172,7 +177,7 @@ class TestRevision:
 
     @pytest.mark.parametrize(
         ("fault", "message"),
-        [("gated", "is gated"), ("no-repo", "the Hub has no"), ("down", "the Hub answered 503")],
+        [("no-repo", "the Hub has no"), ("down", "the Hub answered 503")],
     )
     def test_failures(self, hub: LoopbackHub, fault: str, message: str) -> None:
         hub.fault = fault

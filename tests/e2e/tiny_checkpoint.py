@@ -35,7 +35,10 @@ def make_tokenizer(folder: Path) -> None:
     )
     bpe.train_from_iterator([Path(__file__).read_text("utf-8")], trainer)
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, eos_token=SPECIAL_TOKENS[2], pad_token=SPECIAL_TOKENS[0], model_max_length=CONTEXT
+        tokenizer_object=bpe,
+        eos_token=SPECIAL_TOKENS[2],
+        pad_token=SPECIAL_TOKENS[0],
+        model_max_length=CONTEXT,
     )
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.save_pretrained(folder)
@@ -63,7 +66,9 @@ def make_model(folder: Path, seed: int) -> None:
         dtype="bfloat16",
     )
     model = Qwen2ForCausalLM(config).to(torch.bfloat16)
-    model.generation_config = GenerationConfig(eos_token_id=end_of_turn, do_sample=True, temperature=0.7, top_p=0.8)
+    model.generation_config = GenerationConfig(
+        eos_token_id=end_of_turn, do_sample=True, temperature=0.7, top_p=0.8
+    )
     model.save_pretrained(folder)
 
 
@@ -72,7 +77,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     make_tokenizer(folder)
-    make_model(folder, seed=int(sys.argv[2]) if len(sys.argv) > 2 else 0)  # noqa: PLR2004 - the optional argument
+    make_model(folder, seed=int(sys.argv[2]) if len(sys.argv) > 2 else 0)
 
 
 if __name__ == "__main__":

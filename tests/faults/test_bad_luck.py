@@ -96,7 +96,7 @@ def test_ctrl_c_while_stopping_puts_it_back(lab: Lab) -> None:
     launch.send_signal(signal.SIGINT)
     done = lab.end(launch)
     assert done.code == 130
-    assert lab.answers("po")
+    assert lab.answers("po"), done.err
     lab.settled()
 
 

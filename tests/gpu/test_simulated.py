@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import pytest
@@ -16,7 +19,6 @@ from agent_manager.gpu.simulated import CARD_ID, TOTAL_BYTES, NotEnoughMemory, S
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 CLAIMER = """
 import sys
@@ -139,6 +141,20 @@ def test_of_many_that_claim_at_once_only_those_that_fit_get_memory(
     assert SimulatedProbe(tmp_path).read().used_bytes == 15 * GIB
 
 
+def test_a_claimer_waits_for_another_before_it_looks(tmp_path: Path, claimers: list[Claimer]) -> None:
+    with claim(tmp_path, "first", 8 * GIB) as held:
+        held.resize(GIB)
+        claimers.append(Claimer(tmp_path, 10 * GIB))
+        with (tmp_path / "claims" / ".lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            claimers[0].go()
+            wait_until_blocked(claimers[0].process.pid)
+            # What another claimer would do meanwhile: the memory that was free is taken.
+            held.claimed_bytes = 8 * GIB
+            held.attribute_to(os.getpid())
+        assert claimers[0].answer() == f"refused {TOTAL_BYTES - 8 * GIB}"
+
+
 def test_a_child_that_inherits_a_claim_keeps_it(tmp_path: Path) -> None:
     held = claim(tmp_path, "a", 5 * GIB)
     reading, writing = os.pipe()
@@ -188,6 +204,17 @@ def test_a_folder_that_cannot_be_used_is_an_error_with_its_path(tmp_path: Path) 
         SimulatedProbe(tmp_path).read()
     with pytest.raises(StateUnusable, match="claims"):
         claim(tmp_path, "a", GIB)
+
+
+def wait_until_blocked(pid: int) -> None:
+    """Wait until the kernel says that `pid` waits for a lock."""
+    deadline_s = time.monotonic() + 20
+    while time.monotonic() < deadline_s:
+        waiters = [line.split() for line in Path("/proc/locks").read_text().splitlines() if "->" in line]
+        if any(str(pid) in fields for fields in waiters):
+            return
+        time.sleep(0.01)
+    pytest.fail(f"process {pid} waits for no lock")
 
 
 def visible_claims(card_dir: Path) -> list[Path]:

@@ -465,6 +465,7 @@ class World:
         self.requests[request_id] = Fate.GRANTED
         if engine.running:
             assert engine.ready, f"{request_id} was granted to an engine that answers nobody"
+            assert not engine.stuck, f"{request_id} was granted to an engine that was to be stopped"
             engine.serving.add(request_id)
         else:
             self.late_finishes.append(request_id)

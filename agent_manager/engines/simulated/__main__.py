@@ -5,7 +5,6 @@ Exits 0 after SIGTERM or SIGINT, 1 when it could not start or crashed, 2 for a b
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import socket
@@ -44,16 +43,14 @@ def main(argv: list[str]) -> int:
 
 def _load_and_serve(load: Load, asked: options.Options, wanted: settings.Settings) -> None:
     load.announce()
-    with _bind(asked.host, asked.port) as listener, load.claim_memory() as claim:
+    # The memory first: it may start a worker, and one that outlives this process must not hold the port.
+    with load.claim_memory() as claim, _bind(asked.host, asked.port) as listener:
         # The HTTP server's libraries are most of what this program takes to start: the load time covers it.
-        # There is little garbage to find on the way, so the collector would only slow it down.
-        gc.disable()
         import asyncio  # noqa: PLC0415 - see above
 
         from agent_manager.engines.simulated.core import Core  # noqa: PLC0415 - see above
         from agent_manager.engines.simulated.server import Server, serve  # noqa: PLC0415 - see above
 
-        gc.enable()
         load.run()
         core = Core(wanted, load.footprint, claim, asked.max_num_seqs)
         asyncio.run(serve(Server(core, asked, wanted), core, listener, asked, wanted))

@@ -54,7 +54,7 @@ class Options:
     reasoning_parser: str | None
     thinking: bool
     sleep_mode: bool
-    shutdown_timeout_s: float
+    shutdown_timeout_s: int
     quiet_paths: frozenset[str]
     given: Mapping[str, Any]
 
@@ -106,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--load-format", default="auto")
     parser.add_argument("--generation-config", default="auto")
     parser.add_argument("--override-generation-config", type=_json_object)
-    parser.add_argument("--shutdown-timeout", type=float, default=0.0)
+    parser.add_argument("--shutdown-timeout", type=_whole, default=0)
     parser.add_argument("--disable-access-log-for-endpoints", default="")
     parser.add_argument("--enable-sleep-mode", action="store_true")
     _add_memory(parser)

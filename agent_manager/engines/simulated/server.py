@@ -45,6 +45,7 @@ ERROR_HEADER = "X-Simulate-Error"
 
 _MAX_BODY_BYTES = 64 << 20
 _CLEANUP_S = 1.0
+_ACCEPT_ROUNDS = 10
 
 
 class Server:
@@ -234,15 +235,16 @@ async def serve(
         crash("the fault 'crash-after:0' was asked for")
     await stop.wait()
     await _stop(core, options.shutdown_timeout_s)
+    await _stop_accepting(listener)
     await runner.cleanup()
     await asyncio.sleep(settings.faults.slow_stop_s)
 
 
-async def _stop(core: Core, timeout_s: float) -> None:
+async def _stop(core: Core, timeout_s: int) -> None:
     """Refuse what is new; let the rest finish for `timeout_s`, and then end it with an error."""
     log.info(log.SERVER, "launcher.py:256", "[shutdown] API server: shutdown triggered")
     mode = "drain" if timeout_s else "abort"
-    log.info(log.CORE, "core.py:1635", f"[shutdown] EngineCore: start mode={mode} timeout={timeout_s:.0f}s")
+    log.info(log.CORE, "core.py:1635", f"[shutdown] EngineCore: start mode={mode} timeout={timeout_s}s")
     core.stopping = True
     if not await core.drained(timeout_s):
         log.error(log.SERVER, "async_llm.py:770", f"EngineDeadError: {EngineDead()}")
@@ -252,6 +254,17 @@ async def _stop(core: Core, timeout_s: float) -> None:
         "core.py:1670",
         "[shutdown] EngineCore: request processing complete; starting resource teardown",
     )
+
+
+async def _stop_accepting(listener: socket.socket) -> None:
+    """Take no more connections, and let those that were just taken come to life.
+
+    asyncio (3.11) loses a connection that was accepted when its server is closed in the same moment: its client
+    would wait for an answer until this process ends.
+    """
+    asyncio.get_running_loop().remove_reader(listener.fileno())
+    for _ in range(_ACCEPT_ROUNDS):
+        await asyncio.sleep(0)
 
 
 def crash(cause: str) -> None:

@@ -146,10 +146,11 @@ class Starter:
         port: int | None = None,
         model: str = "Qwen/Qwen2.5-7B-Instruct-AWQ",
         with_tools: bool = True,
+        log_path: Path | None = None,
         env: Mapping[str, str] | None = None,
     ) -> Running:
         port = port or free_port()
-        log_path = self.folder / f"engine-{len(self.started)}.log"
+        log_path = log_path or self.folder / f"engine-{len(self.started)}.log"
         argv = [sys.executable, "-m", "agent_manager.engines.simulated", "serve", model]
         argv += [*FLAGS, "--port", str(port), *(TOOL_FLAGS if with_tools else ()), *flags]
         environ = {

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import pytest
 
 from agent_manager.engines.simulated import settings
 from agent_manager.gpu.base import GIB
@@ -111,7 +115,7 @@ def test_with_a_shutdown_timeout_running_and_waiting_finish_and_new_ones_are_ref
 
 
 def test_what_outlasts_the_shutdown_timeout_is_ended(start: Starter) -> None:
-    running = start("--shutdown-timeout", "0.2", env=SLOW).wait_ready()
+    running = start("--shutdown-timeout", "1", env=SLOW).wait_ready()
     stream = running.open_stream(**FOREVER)
     wait_counts(running, active=1, waiting=0)
     running.terminate()
@@ -245,6 +249,8 @@ def test_a_killed_engine_leaves_its_worker_with_the_memory(start: Starter) -> No
     running = start(env=environ).wait_ready()
     running.process.kill()
     running.wait_exit()
+    with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", running.port)):
+        pass
     (holder,) = SimulatedProbe(running.card_dir).read().holders
     assert holder.pid != running.process.pid
     assert os.getsid(holder.pid) == running.process.pid
@@ -261,3 +267,10 @@ def test_an_engine_that_stops_well_takes_its_worker_along(start: Starter) -> Non
     assert running.wait_exit() == 0
     running.wait_until(lambda: not os.path.exists(f"/proc/{holder.pid}"), "the worker is gone")  # noqa: PTH110
     assert SimulatedProbe(running.card_dir).read().used_bytes == 0
+
+
+def test_a_log_that_cannot_be_written_does_not_stop_it_from_serving(start: Starter) -> None:
+    running = start(log_path=Path("/dev/full")).wait_ready()
+    assert running.chat().status == 200
+    running.terminate()
+    assert running.wait_exit() == 0
