@@ -20,10 +20,18 @@ def main() -> None:
     except KeyboardInterrupt:
         code = INTERRUPTED
     except BrokenPipeError:
-        # What is still buffered has no reader; without this the interpreter would say so once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_stdout()
         code = PIPE_CLOSED
+    except OSError as error:
+        _give_up_stdout()
+        sys.stderr.write(f"error: the result cannot be written: {error.strerror}\n")
+        code = 1
     sys.exit(code)
+
+
+def _give_up_stdout() -> None:
+    """What is still buffered cannot be written; without this the interpreter would say so once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(arguments: list[str]) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import traceback
 from typing import TYPE_CHECKING
 
 from agent_manager.cli.output import plain, printable
-from agent_manager.errors import CatalogInvalid, Interrupted
+from agent_manager.errors import CatalogInvalid
 
 if TYPE_CHECKING:
     from agent_manager.cli.output import Output
@@ -22,8 +23,7 @@ def report(error: AgentManagerError, output: Output) -> None:
     if output.json:
         _write(json.dumps({"error": _document(error)}, ensure_ascii=False))
         return
-    label = "error:" if not isinstance(error, Interrupted) else "interrupted:"
-    _say(output, label, error.message, error.hint)
+    _say(output, error.message, error.hint)
     if isinstance(error, CatalogInvalid):
         for problem in error.problems:
             _problem(output, problem)
@@ -40,7 +40,7 @@ def report_internal(error: Exception, output: Output) -> None:
         document = {"code": "internal_error", "message": message, "hint": hint, "where": None}
         _write(json.dumps({"error": document}, ensure_ascii=False))
     else:
-        _say(output, "error:", message, hint)
+        _say(output, message, hint)
 
 
 def _document(error: AgentManagerError) -> dict[str, object]:
@@ -61,8 +61,8 @@ def _problem(output: Output, problem: Problem) -> None:
     _hint(output, problem.hint)
 
 
-def _say(output: Output, label: str, message: str, hint: str | None) -> None:
-    output.complain(label, message, "bold red")
+def _say(output: Output, message: str, hint: str | None) -> None:
+    output.complain("error:", message, "bold red")
     _hint(output, hint)
 
 
@@ -72,4 +72,5 @@ def _hint(output: Output, hint: str | None) -> None:
 
 
 def _write(line: str) -> None:
-    sys.stderr.write(line + "\n")
+    with contextlib.suppress(OSError):  # a terminal that was closed: there is nobody to tell
+        sys.stderr.write(line + "\n")

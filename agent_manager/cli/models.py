@@ -53,7 +53,11 @@ def run(ctx: typer.Context) -> None:
     if output.json:
         output.document({"models": rows})
         return
-    output.table(("MODEL", "SOURCE", "REVISION", "ON DISK", "AGENTS"), [_cells(row) for row in rows])
+    output.table(
+        ("MODEL", "SOURCE", "REVISION", "ON DISK", "AGENTS"),
+        [_cells(row) for row in rows],
+        flexible=("SOURCE", "AGENTS"),
+    )
     for row in rows:
         if row.path is not None and row.reason:
             output.warning(row.reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 GIB = 1 << 30
 MINUTE_S = 60
 """And the minutes of an hour."""
+DAY_S = 86400
 FELT_S = 10.0
 """Below this, tenths of a second can be felt."""
 RESET = "\x1b[0m"
@@ -87,8 +89,9 @@ class Output:
     def complain(self, label: str, text: str, style: str) -> None:
         """`label text` on stderr, the label in its style."""
         sys.stdout.flush()
-        sys.stderr.write(f"{self.styled(label, style, sys.stderr)} {printable(text)}\n")
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # a terminal that was closed: there is nobody to tell
+            sys.stderr.write(f"{self.styled(label, style, sys.stderr)} {printable(text)}\n")
+            sys.stderr.flush()
 
     def colours(self, stream: TextIO) -> bool:
         """Whether `stream` is a terminal that wants colours: no --no-color, no NO_COLOR, not TERM=dumb."""
@@ -102,10 +105,15 @@ class Output:
             return text
         return f"{ANSI[style]}{text}{RESET}"
 
-    def table(self, headers: Sequence[str], rows: Sequence[Sequence[Cell | str]]) -> None:
-        """An aligned table on stdout: fitted to a terminal, one line for each row elsewhere."""
+    def table(
+        self, headers: Sequence[str], rows: Sequence[Sequence[Cell | str]], *, flexible: Sequence[str] = ()
+    ) -> None:
+        """An aligned table on stdout, one line for each row.
+
+        A terminal that is too narrow for that gets the columns `flexible` folded into more lines.
+        """
         if sys.stdout.isatty():
-            self._fitted_table(headers, rows)
+            self._fitted_table(headers, rows, flexible)
             return
         lines = [list(headers), *([_cell(cell).text for cell in row] for row in rows)]
         widths = [max(len(line[column]) for line in lines) for column in range(len(headers))]
@@ -113,7 +121,9 @@ class Output:
             padded = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
             self.result("  ".join(padded).rstrip())
 
-    def _fitted_table(self, headers: Sequence[str], rows: Sequence[Sequence[Cell | str]]) -> None:
+    def _fitted_table(
+        self, headers: Sequence[str], rows: Sequence[Sequence[Cell | str]], flexible: Sequence[str]
+    ) -> None:
         from rich.console import Console  # noqa: PLC0415 - only a terminal needs it; slow to import
         from rich.table import Table  # noqa: PLC0415 - likewise
         from rich.text import Text  # noqa: PLC0415 - likewise
@@ -122,7 +132,7 @@ class Output:
         console = Console(color_system="standard" if coloured else None, highlight=False)
         table = Table(box=None, pad_edge=False, header_style="bold")
         for header in headers:
-            table.add_column(Text(header), overflow="fold")
+            table.add_column(Text(header), overflow="fold", no_wrap=header not in flexible)
         for row in rows:
             cells = [_cell(cell) for cell in row]
             table.add_row(*(Text(printable(cell.text), style=cell.style) for cell in cells))
@@ -170,8 +180,8 @@ def seconds(duration_s: float, *, whole: bool = False) -> str:
 def ago(then: datetime) -> str:
     """How long ago, in the words of `seconds`; days from two of them on."""
     elapsed_s = max(0.0, (datetime.now(UTC) - then).total_seconds())
-    days = int(elapsed_s // 86400)
-    return f"{days} d ago" if days > 1 else f"{seconds(elapsed_s)} ago"
+    days = int(elapsed_s // DAY_S)
+    return f"{days} d ago" if days > 1 else f"{seconds(elapsed_s, whole=True)} ago"
 
 
 def _cell(cell: Cell | str) -> Cell:

@@ -45,7 +45,7 @@ async def _interruptible(use_case: Coroutine[Any, Any, T], interrupts: Interrupt
             return await task
         except asyncio.CancelledError:
             if interrupted:
-                raise Interrupted("nothing was left half done") from None
+                raise Interrupted("interrupted") from None
             raise
 
 

@@ -67,17 +67,17 @@ def print_report(report: StatusReport, output: Output) -> None:
         output.result(f"owned by {owner.kind} '{owner.verb}' (pid {owner.pid})")
     if report.card or report.owner:
         output.result("")
-    headers = ("AGENT", "STATE", "ENGINE", "MODEL", "ADDRESS", "SINCE", "")
-    output.table(headers, [_row(agent) for agent in report.agents])
+    headers = ("AGENT", "STATE", "SINCE", "ENGINE", "MODEL", "ADDRESS", "NOW")
+    output.table(headers, [_row(agent) for agent in report.agents], flexible=("MODEL", "NOW"))
 
 
 def _row(agent: AgentStatus) -> tuple[Cell | str, ...]:
     return (
         Cell(agent.name, "bold"),
         Cell(agent.state.value, STYLES[agent.state]),
-        f"{agent.engine} ({agent.runtime})" if agent.instance_id else "",
+        ago(agent.started_at) if agent.started_at else "",
+        agent.engine if agent.instance_id else "",
         agent.model,
         agent.base_url or Cell(f"port {agent.port}", "dim"),
-        ago(agent.started_at) if agent.started_at else "",
         agent.phase or agent.cause or "",
     )

@@ -263,6 +263,22 @@ def test_words_of_others_cannot_repaint_the_terminal(program: Program) -> None:
     assert "[/bold]" in program.run("env", "[/bold]").err
 
 
+def test_a_disk_that_is_full_is_one_line(program: Program) -> None:
+    with open("/dev/full", "w") as full:  # noqa: PTH123 - a device, not a path
+        done = subprocess.run(
+            argv("models"),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env=program.env,
+            cwd=program.folder,
+        )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "error: the result cannot be written: No space left on device"
+    assert "Traceback" not in done.stderr
+
+
 def test_a_reader_that_goes_away_is_no_error(program: Program) -> None:
     reader, writer = os.pipe()
     os.close(reader)

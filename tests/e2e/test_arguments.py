@@ -6,7 +6,7 @@ import json
 import subprocess
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -18,8 +18,8 @@ from agent_manager.gpu.base import GIB
 from tests.engines.agents import COMMIT, FIT
 
 if TYPE_CHECKING:
-    from agent_manager.planning.base import Fit
     from agent_manager.catalog.agents import Agent
+    from agent_manager.planning.base import Fit
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 

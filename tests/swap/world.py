@@ -170,15 +170,12 @@ class World:
         self._deliver(Cancelled(request_id=request_id))
 
     def interrupt(self) -> None:
-        trip = self.trip
-        if trip is None:
-            self.stale(Interrupted())
-        else:
-            if trip.trouble is not None:
-                trip.emptied = trip.emptied or trip.goal is not None
-            elif trip.goal is not None or not isinstance(self.pending, Stop):
-                trip.met(Result.INTERRUPTED)
-            self._deliver(Interrupted())
+        trip = self._trip
+        if trip.trouble is not None:
+            trip.emptied = trip.goal is not None
+        elif trip.goal is not None or not isinstance(self.pending, Stop):
+            trip.met(Result.INTERRUPTED)
+        self._deliver(Interrupted())
 
     # --- how slow effects end -----------------------------------------------------------------------------
 
@@ -266,7 +263,9 @@ class World:
     @property
     def mortal(self) -> list[str]:
         """Instances whose exit somebody would notice as such: the ready ones, and those that would not stop."""
-        return [id_ for id_, engine in self.engines.items() if engine.running and (engine.ready or engine.stuck)]
+        return [
+            id_ for id_, engine in self.engines.items() if engine.running and (engine.ready or engine.stuck)
+        ]
 
     def die(self, instance_id: str) -> None:
         """An engine ends by itself; nobody has noticed yet."""
@@ -298,6 +297,8 @@ class World:
     def stale_events(self) -> list[Event]:
         """Events that the world could still deliver late, or never had a reason to."""
         events: list[Event] = [Finished(request_id="nobody"), Cancelled(request_id="nobody")]
+        if self.trip is None:
+            events.append(Interrupted())
         if not isinstance(self.pending, AwaitMemory):
             events += [MemoryFree(), MemoryHeld(reason="late")]
         if not isinstance(self.pending, Start | StartAgain):
@@ -494,7 +495,9 @@ class World:
             self._check_settled()
         else:
             assert self.trip is not None
-            assert self.pending is not None or self.serving or self.late_finishes, "the swap waits for nothing"
+            assert self.pending is not None or self.serving or self.late_finishes, (
+                "the swap waits for nothing"
+            )
 
     def _check_settled(self) -> None:
         assert self.trip is None
