@@ -69,6 +69,7 @@ def serve_arguments(
         *("--max-model-len", str(fit.max_model_len)),
         *("--max-num-seqs", str(fit.max_num_seqs)),
         *(() if fit.kv_cache_dtype == "auto" else ("--kv-cache-dtype", fit.kv_cache_dtype)),
+        *(("--language-model-only",) if fit.language_model_only else ()),
         *(("--enforce-eager",) if agent.eager else ()),
         *_answer_arguments(agent),
         *("--shutdown-timeout", str(SHUTDOWN_TIMEOUT_S)),
