@@ -243,13 +243,13 @@ def test_a_drain_waits_for_the_engine_even_if_no_granted_request_is_left() -> No
 
 @pytest.mark.parametrize("idle", [True, False])
 def test_when_the_drain_time_is_over_requests_are_cut(idle: bool) -> None:  # noqa: FBT001 - pytest passes by name
-    state = after(PO_SERVES, asks("a", PO), want(DEV), *([drained(PO)] if idle else []))
-    tell(
-        state,
+    state = tell(
+        after(PO_SERVES, asks("a", PO), want(DEV), *([drained(PO)] if idle else [])),
         (DrainExpired(instance_id=PO.instance_id), [stop(PO)]),
         (stopped(PO), [room(DEV)]),
-        (Finished(request_id="a"), []),
     )
+    assert state.in_flight == frozenset()
+    assert tell(state, (Finished(request_id="a"), [])) == state
 
 
 def test_a_drain_time_of_nothing_stops_at_once() -> None:
@@ -364,6 +364,15 @@ def test_what_cannot_be_stopped_does_not_serve(state: State, stuck: Occupant) ->
             StopFailed(instance_id=stuck.instance_id, reason="still"),
             [end(Result.FAILED, stuck, stuck, "still"), Reject(request_id="a", reason="still")],
         ),
+    )
+
+
+def test_what_is_stopped_at_the_second_attempt_makes_way() -> None:
+    state = after(PO_STUCK, want(DEV), drained(PO), stopped(PO), MemoryFree(), Started(occupant=DEV))
+    tell(
+        state,
+        (ready(DEV), [remove(PO), end(Result.DONE, DEV, DEV)]),
+        (asks("a", DEV), [Grant(request_id="a")]),
     )
 
 
