@@ -738,3 +738,9 @@ def test_every_stage_counts_the_memory_of_what_may_run(
     state = after(PO_SERVES, *events)
     assert state.swap is not None
     assert (state.swap.stage, state.claimed_bytes) == (stage, claimed_bytes)
+
+
+def test_what_cannot_be_discarded_is_a_failure_even_after_an_interrupt() -> None:
+    loading = after(EMPTY, want(DEV), MemoryFree(), Started(occupant=DEV), INTERRUPT)
+    still = StopFailed(instance_id=DEV.instance_id, reason="still")
+    tell(loading, (still, [end(Result.FAILED, DEV, DEV, "still")]))

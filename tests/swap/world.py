@@ -247,6 +247,10 @@ class World:
         trip.stuck = engine.occupant
         if engine.occupant == trip.previous and not trip.leaving_stopped:
             trip.trouble = (Result.FAILED, reason)
+        else:
+            # What could not be discarded is a failure even to somebody who interrupted.
+            told = trip.trouble[1] if trip.trouble else None
+            trip.trouble = (Result.FAILED, reason if told is None else told)
         self._deliver(StopFailed(instance_id=engine.occupant.instance_id, reason=reason))
 
     def _fail_start(self, effect: Start | StartAgain, reason: str, *, leaves_something: bool) -> None:
