@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from agent_manager.engines.base import CardKind, EngineCommand, Phase, Source
-from agent_manager.engines.phases import phase_of
+from agent_manager.engines.base import CardKind, EngineCommand, Source
 from agent_manager.gpu.base import GIB
 from agent_manager.planning.base import Budget
 
@@ -45,10 +44,6 @@ class VllmEngine:
             *serve_arguments(agent, fit, source, port=port, memory=share_arguments(fit)),
         )
         return EngineCommand(argv=argv, env={**serve_environment(source), **settings.env})
-
-    def phase(self, line: str) -> Phase | None:
-        """The load phase a log line announces, if it does."""
-        return phase_of(line)
 
 
 def serve_arguments(
