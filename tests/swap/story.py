@@ -125,3 +125,4 @@ PO_COMES_BACK: tuple[tuple[Event, list[Effect]], ...] = (
 
 
 EMPTIED: list[Effect] = [remove(PO), end(Result.FAILED, DEV, None, "no such file")]
+"""The previous one could not come back; what is told is why the newcomer failed."""

@@ -229,9 +229,6 @@ def test_a_launch_that_fails_on_an_empty_card_leaves_it_empty() -> None:
     assert state == EMPTY
 
 
-"""The previous one could not come back; what is told is why the newcomer failed."""
-
-
 @pytest.mark.parametrize(
     ("events", "failure"),
     [
