@@ -7,12 +7,13 @@ READY := $(VENV)/.ready
 # The program is started hundreds of times here: its bytecode is worth keeping.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test check fix e2e bench schema clean
+.PHONY: help demo test check fix e2e bench picture clean
 
 help: ## what can be made
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 $(READY): pyproject.toml
+	@echo "installing into $(VENV), once"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable . --group dev
@@ -39,6 +40,9 @@ fix: $(READY) ## what the linters can mend, and the generated schema
 e2e: $(READY) ## real vLLM on the CPU, the built wheel, a tiny checkpoint; installs vLLM under ~/.cache once
 	$(BIN)/python tests/e2e/prepare.py
 	$(BIN)/pytest -m e2e --timeout=900 tests/e2e
+
+picture: $(READY) ## the README's picture, from a real terminal on the simulated engine
+	$(BIN)/python -m docs.picture
 
 bench: $(READY) ## ratios beside a named yardstick; the table goes to benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks
