@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from agent_manager.checkpoints.disk import Missing, facts_of, hub_cache_from, locate
-from agent_manager.engines.base import Source
+from agent_manager.engines.base import CardKind, Source
 from agent_manager.engines.registry import engine_named
 from agent_manager.errors import CheckpointUnusable, DoesNotFit, Interrupted, NoGpu, NotYet, UsageError
 from agent_manager.planning.base import Demand, Fit, Shortfall
@@ -130,7 +130,7 @@ def finish(drafted: Draft, fit: Fit) -> Prepared:
         card=card.id,
         claim_bytes=fit.budget_bytes,
         argv=command.argv,
-        env=command.env,
+        env={**command.env, **_pinned(engine, card)},
         engine_port=agent.engine_port,
         agent_port=agent.port,
     )
@@ -144,6 +144,11 @@ def finish(drafted: Draft, fit: Fit) -> Prepared:
         fit=fit,
         spec=spec,
     )
+
+
+def _pinned(engine: Engine, card: Card) -> dict[str, str]:
+    """The card that is planned and locked is the one that a process sees, whatever its number."""
+    return {"CUDA_VISIBLE_DEVICES": card.id} if engine.card_kind is CardKind.GPU else {}
 
 
 async def choose_engine(host: Host) -> tuple[Engine, GpuProbe, Card]:
