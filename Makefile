@@ -3,6 +3,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Tests mostly wait for processes they started, so more of them than CPUs run at once; on two, three took least.
+WORKERS ?= 3
 
 # The program is started hundreds of times here: its bytecode is worth keeping.
 unexport PYTHONDONTWRITEBYTECODE
@@ -23,7 +25,7 @@ demo: $(READY) ## the main job on the simulated engine: launch, talk, swap, stat
 	@PATH="$(CURDIR)/$(BIN):$$PATH" docs/demo.sh
 
 test: $(READY) ## all tests that need neither Docker nor a GPU nor a real vLLM
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses $(WORKERS)
 
 check: $(READY) ## lint, types, import contract, generated files up to date
 	$(BIN)/ruff check
