@@ -141,7 +141,9 @@ class OwnDaemon:
             if process.pid == pid:
                 process.wait(STOP_S)
         self._remove_bridge()
-        _succeeds("umount", str(self.folder / "data"))  # a bind mount over itself, which a killed daemon leaves
+        _succeeds(
+            "umount", str(self.folder / "data")
+        )  # a bind mount over itself, which a killed daemon leaves
         shutil.rmtree(self._runtime, ignore_errors=True)
 
     @property
