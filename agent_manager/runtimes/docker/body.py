@@ -56,7 +56,11 @@ def creation(document: Document, file: Path) -> Creation:
         }
         for volume in plain.get("volumes", {})
     }
-    config: dict[str, Any] = {"HostConfig": {"NetworkMode": "default"}, "AttachStdout": True, "AttachStderr": True}
+    config: dict[str, Any] = {
+        "HostConfig": {"NetworkMode": "default"},
+        "AttachStdout": True,
+        "AttachStderr": True,
+    }
     for key, value in service.items():
         if key == "volumes":
             config["HostConfig"]["Mounts"] = [_mount(mount, project) for mount in value]
@@ -154,7 +158,12 @@ def _environment(variables: Mapping[str, str]) -> list[str]:
 
 def _healthcheck(check: Mapping[str, Any]) -> dict[str, Any]:
     _only(check, {"test", "interval", "timeout", "retries", "start_period", "start_interval"})
-    times = {"interval": "Interval", "timeout": "Timeout", "start_period": "StartPeriod", "start_interval": "StartInterval"}
+    times = {
+        "interval": "Interval",
+        "timeout": "Timeout",
+        "start_period": "StartPeriod",
+        "start_interval": "StartInterval",
+    }
     read = {name: _duration_ns(check[key]) for key, name in times.items() if key in check}
     return {"Test": check["test"], "Retries": check["retries"], **read}
 
