@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# The program is started hundreds of times here: its bytecode is worth keeping.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo test check fix e2e bench schema clean
 
 help: ## what can be made

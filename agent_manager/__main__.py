@@ -13,7 +13,7 @@ PIPE_CLOSED = 141
 
 
 def main() -> None:
-    """Run the command line of this process and end it with the exit code of cli.md."""
+    """Run the command line of this process and end it with its exit code."""
     try:
         code = _run(sys.argv[1:])
         sys.stdout.flush()

@@ -15,6 +15,8 @@ RESULTS = Path(__file__).with_name("RESULTS.md")
 
 
 def main() -> int:
+    # A user's Python keeps its bytecode; one that is told not to would compile us anew in every run.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     rows = [*startup.measure(), *swap.measure()]
     table = markdown(rows)
     print(table)

@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
+from hypothesis import settings
 
 from agent_manager.catalog.agents import ENGINE_PORT_OFFSET
 from agent_manager.runtimes import proc
@@ -19,6 +20,10 @@ from agent_manager.state import StateDir
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+# A deadline is a timing assertion, and the machine may be busy.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 _PREFIX = "AGENT_MANAGER_"
 _ENDING_S = 2.0  # a shim that recorded the end is a moment from its own

@@ -154,7 +154,7 @@ def read_document(text: str, *, file: str, environ: Mapping[str, str]) -> Docume
     return document
 
 
-class _Stop(Exception):  # noqa: N818 - not an error: it ends the reading
+class _Stop(Exception):
     """What makes the rest of a file not worth reading."""
 
     def __init__(self, line: int, place: Place, message: str, hint: str) -> None:

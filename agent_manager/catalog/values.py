@@ -67,6 +67,7 @@ RENDERED_FLAGS = {
     "--kv-cache-memory-bytes": "use `gpu_memory_utilization`, or `kv_cache` of the engine vllm-cpu",
     "--kv-cache-dtype": "use the agent's `kv_cache_dtype`",
     "--cpu-offload-gb": "use the agent's `cpu_offload`",
+    "--language-model-only": "it is set for checkpoints that see",
     "--enforce-eager": "use the agent's `eager`",
     "--override-generation-config": "use the agent's `sampling`",
     "--default-chat-template-kwargs": "use the agent's `thinking`",

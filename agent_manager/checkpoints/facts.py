@@ -39,7 +39,6 @@ class Origin(StrEnum):
 
     DISK = "disk"
     KNOWN = "known"
-    HUB = "hub"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,14 +37,13 @@ class LiveProgress:
         )
         plain = self._console.options.ascii_only
         self._spinner = Spinner("line" if plain else "dots", style="cyan")
-        self._tick, self._cross, self._full, self._empty = (
-            ("+", "x", "#", "-") if plain else ("✓", "✗", "━", "─")
-        )
+        self._tick, self._cross, self._dot, self._full, self._empty = "+x.#-" if plain else "✓✗·━─"
         self._simulated = simulated
         self._step: StepBegan | None = None
         self._watch = Stopwatch()
         self._detail = ""
         self._percent: int | None = None
+        self._undoing = False
         self._live = Live(
             console=self._console,
             get_renderable=self._line,
@@ -62,7 +61,8 @@ class LiveProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with contextlib.suppress(*GONE):
-            self._go_on(None, good=kind is None)
+            # After an undo only the error that follows knows how the last step ended.
+            self._go_on(None, good=None if kind and self._undoing else kind is None)
         try:
             self._live.stop()
         except GONE:
@@ -81,22 +81,36 @@ class LiveProgress:
                     self._detail = f"{gib(done)} of {gib(total)}"
                     self._percent = percentage(done, total)
                 case Remark(message=message, warning=warning):
-                    label = Text("warning: ", style="yellow") if warning else Text()
-                    self._console.print(label + Text(printable(message)))
+                    self._remark(message, warning=warning)
 
     def _begin(self, notice: StepBegan) -> None:
         self._go_on(notice, good=self._step is None or not failed(self._step, notice))
+        self._undoing = self._undoing or notice.restoring
         if self._simulated and notice.step is Step.LOADING and not notice.restoring:
             self._console.print(Text(SIMULATED, style="magenta"))
 
-    def _go_on(self, following: StepBegan | None, *, good: bool) -> None:
-        """The live line shows what follows; the step that was under way becomes a line above it that stays."""
+    def _remark(self, message: str, *, warning: bool) -> None:
+        if warning and self._undoing:
+            self._go_on(None, good=None)
+        self._console.print(Text("warning: " if warning else "", style="yellow") + Text(printable(message)))
+
+    def _go_on(self, following: StepBegan | None, *, good: bool | None) -> None:
+        """The live line shows what follows; the step that was under way becomes a line above it that stays.
+
+        `good`: how it ended, None when that is not known.
+        """
         done, took_s = self._step, self._watch.elapsed_s
         self._step, self._watch, self._detail, self._percent = following, Stopwatch(), "", None
         self._live.refresh()
         if done is not None:
-            mark = Text(self._tick, style="green") if good else Text(self._cross, style="red")
-            self._console.print(Text.assemble(mark, " ", words(done), ("  " + seconds(took_s), "dim")))
+            mark, style = {
+                True: (self._tick, "green"),
+                False: (self._cross, "red"),
+                None: (self._dot, "dim"),
+            }[good]
+            self._console.print(
+                Text.assemble((mark, style), " ", words(done), ("  " + seconds(took_s), "dim"))
+            )
 
     def _line(self) -> Text:
         step = self._step

@@ -178,10 +178,12 @@ def seconds(duration_s: float, *, whole: bool = False) -> str:
 
 
 def ago(then: datetime) -> str:
-    """How long ago, in the words of `seconds`; days from two of them on."""
-    elapsed_s = max(0.0, (datetime.now(UTC) - then).total_seconds())
-    days = int(elapsed_s // DAY_S)
-    return f"{days} d ago" if days > 1 else f"{seconds(elapsed_s, whole=True)} ago"
+    """How long ago, in one unit: `12 s ago`, `16 min ago`, `3 h ago`, `2 d ago`."""
+    elapsed_s = max(0, int((datetime.now(UTC) - then).total_seconds()))
+    for unit, length_s in (("d", DAY_S), ("h", MINUTE_S * MINUTE_S), ("min", MINUTE_S)):
+        if elapsed_s >= length_s:
+            return f"{elapsed_s // length_s} {unit} ago"
+    return f"{elapsed_s} s ago"
 
 
 def _cell(cell: Cell | str) -> Cell:

@@ -67,8 +67,10 @@ def print_report(report: StatusReport, output: Output) -> None:
         output.result(f"owned by {owner.kind} '{owner.verb}' (pid {owner.pid})")
     if report.card or report.owner:
         output.result("")
-    headers = ("AGENT", "STATE", "SINCE", "ENGINE", "MODEL", "ADDRESS", "NOW")
-    output.table(headers, [_row(agent) for agent in report.agents], flexible=("MODEL", "NOW"))
+    now = any(agent.phase or agent.cause for agent in report.agents)
+    headers = ("AGENT", "STATE", "SINCE", "ENGINE", "MODEL", "MEMORY", "ADDRESS", *(("NOW",) if now else ()))
+    rows = [_row(agent)[: len(headers)] for agent in report.agents]
+    output.table(headers, rows, flexible=("MODEL", "NOW"))
 
 
 def _row(agent: AgentStatus) -> tuple[Cell | str, ...]:
@@ -78,6 +80,7 @@ def _row(agent: AgentStatus) -> tuple[Cell | str, ...]:
         ago(agent.started_at) if agent.started_at else "",
         agent.engine if agent.instance_id else "",
         agent.model,
+        gib(agent.claim_bytes) if agent.claim_bytes else "",
         agent.base_url or Cell(f"port {agent.port}", "dim"),
         agent.phase or agent.cause or "",
     )

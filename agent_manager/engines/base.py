@@ -90,7 +90,3 @@ class Engine(Protocol):
     ) -> EngineCommand:
         """The command that serves `agent` on `host`:`port` as `fit` allows."""
         ...
-
-    def phase(self, line: str) -> Phase | None:
-        """The load phase a log line announces, if it does; `line` may carry any prefix."""
-        ...

@@ -76,12 +76,6 @@ class EngineClient:
             return None
         return Load(running=int(totals["running"]), waiting=int(totals["waiting"]))
 
-    async def is_sleeping(self) -> bool | None:
-        """Whether it sleeps; None when it does not answer or was started without sleep mode."""
-        body = _json(await self._get("/is_sleeping"))
-        sleeping = body.get("is_sleeping") if isinstance(body, dict) else None
-        return sleeping if isinstance(sleeping, bool) else None
-
     async def complete_once(self, model: str, *, timeout_s: float) -> None:
         """Let it generate one token, which proves that it serves; /health misses a hung decode.
 

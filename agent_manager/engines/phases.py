@@ -1,4 +1,4 @@
-"""What a line of vLLM's log says: how far the load is, and the figures it measured. Patterns as of vLLM 0.32.
+"""What a line of vLLM's log says: how far the load is. Patterns as of vLLM 0.32.
 
 A line may carry any prefix (`(EngineCore pid=107) INFO 11-20 15:42:01 [file.py:12]`) and, from a progress bar,
 several states separated by carriage returns. Any phase may be missing: vLLM on the CPU prints fewer.
@@ -7,14 +7,8 @@ several states separated by carriage returns. Any phase may be missing: vLLM on 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from agent_manager.engines.base import Phase
-from agent_manager.gpu.base import GIB
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 READY = "ready"
 """The name of the last phase."""
@@ -72,55 +66,3 @@ class PhaseTracker:
 
 def _place(phase: Phase) -> tuple[int, int]:
     return (phase.order, -1 if phase.percent is None else phase.percent)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadFigures:
-    """What an engine measured of itself while it loaded; None where its log does not say.
-
-    `weights_bytes`: on the card once loaded. `kv_cache_bytes`: what was left for the KV cache, negative when
-    nothing was. `concurrency`: requests of the full context at once. `init_s`: profile, KV cache and warm-up.
-    """
-
-    weights_bytes: int | None = None
-    kv_cache_bytes: int | None = None
-    kv_tokens: int | None = None
-    concurrency: float | None = None
-    graphs_bytes: int | None = None
-    init_s: float | None = None
-
-
-def load_figures(lines: Iterable[str]) -> LoadFigures:
-    """The figures in an engine's log. Where the log holds several loads, those of the last."""
-    found: dict[str, str] = {}
-    for line in lines:
-        for name, pattern in _FIGURES:
-            if match := pattern.search(line):
-                found[name] = match[1]
-    tokens, concurrency, init_s = (found.get(name) for name in ("tokens", "concurrency", "init"))
-    return LoadFigures(
-        weights_bytes=_bytes(found.get("weights")),
-        kv_cache_bytes=_bytes(found.get("kv_cache")),
-        kv_tokens=None if tokens is None else int(tokens.replace(",", "")),
-        concurrency=None if concurrency is None else float(concurrency),
-        graphs_bytes=_bytes(found.get("graphs")),
-        init_s=None if init_s is None else float(init_s),
-    )
-
-
-_FIGURES = tuple(
-    (name, re.compile(pattern))
-    for name, pattern in (
-        ("weights", r"Model loading took (\d+\.?\d*) GiB"),
-        ("kv_cache", r"Available KV cache memory: (-?\d+\.?\d*) GiB"),
-        ("kv_cache", r"Explicitly set \((\d+\.?\d*)/[\d.]+\) GiB for KV cache"),
-        ("tokens", r"\w KV cache size: (\d[\d,]*) tokens"),
-        ("concurrency", r"Maximum concurrency for [\d,]+ tokens per request: (\d+\.?\d*)x"),
-        ("graphs", r"Graph capturing finished in \d+ secs, took (-?\d+\.?\d*) GiB"),
-        ("init", r"init engine \(profile, create kv cache, warmup model\) took (\d+\.?\d*)"),
-    )
-)
-
-
-def _bytes(gib: str | None) -> int | None:
-    return None if gib is None else round(float(gib) * GIB)

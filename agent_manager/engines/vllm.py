@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from agent_manager.engines.base import LOOPBACK, CardKind, EngineCommand, Phase, Source
-from agent_manager.engines.phases import phase_of
+from agent_manager.engines.base import LOOPBACK, CardKind, EngineCommand, Source
 from agent_manager.gpu.base import GIB
 from agent_manager.planning.base import Budget
 
@@ -53,10 +52,6 @@ class VllmEngine:
             env={**serve_environment(source), **settings.env},
         )
 
-    def phase(self, line: str) -> Phase | None:
-        """The load phase a log line announces, if it does."""
-        return phase_of(line)
-
 
 def serve_arguments(
     agent: Agent, fit: Fit, source: Source, *, host: str, port: int, memory: Sequence[str]
@@ -76,6 +71,7 @@ def serve_arguments(
         *("--max-model-len", str(fit.max_model_len)),
         *("--max-num-seqs", str(fit.max_num_seqs)),
         *(() if fit.kv_cache_dtype == "auto" else ("--kv-cache-dtype", fit.kv_cache_dtype)),
+        *(("--language-model-only",) if fit.language_model_only else ()),
         *(("--enforce-eager",) if agent.eager else ()),
         *_answer_arguments(agent),
         *("--shutdown-timeout", str(SHUTDOWN_TIMEOUT_S)),

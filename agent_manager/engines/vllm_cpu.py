@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from agent_manager.engines.base import LOOPBACK, CardKind, EngineCommand, Phase, Source
-from agent_manager.engines.phases import phase_of
+from agent_manager.engines.base import LOOPBACK, CardKind, EngineCommand, Source
 from agent_manager.engines.vllm import COMMAND, serve_arguments, serve_environment
 from agent_manager.planning.base import Budget
 
@@ -41,10 +40,6 @@ class VllmCpuEngine:
             ),
             env={**serve_environment(source), **settings.env},
         )
-
-    def phase(self, line: str) -> Phase | None:
-        """The load phase a log line announces, if it does."""
-        return phase_of(line)
 
 
 def declared_arguments(fit: Fit) -> tuple[str, ...]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from agent_manager.errors import HostNotReady
 from agent_manager.gpu.base import Card
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 CARD_ID: Final = "CPU-0"
 CARD_NAME: Final = "Host memory"
@@ -19,6 +22,9 @@ _KIB: Final = 1024
 class HostMemoryProbe:
     """Reads what this host, or the cgroup of this process if that is less, has and has free.
 
+    On a host with several memory nodes it is the smallest node that counts: vLLM on the CPU stays on one
+    (vllm/utils/cpu_resource_utils.py of 0.32, whose sum of what is available is used here too).
+
     `root` is where `proc` and `sys` are.
     """
 
@@ -27,6 +33,9 @@ class HostMemoryProbe:
     def read(self) -> Card:
         """The host's memory now; who holds it is not listed. Raises HostNotReady where /proc cannot be read."""
         total_bytes, free_bytes = _meminfo(self.root / "proc/meminfo")
+        for node_total_bytes, node_free_bytes in _nodes(self.root):
+            total_bytes = min(total_bytes, node_total_bytes)
+            free_bytes = min(free_bytes, node_free_bytes)
         for folder in _cgroups(self.root):
             limit_bytes = _number(folder / "memory.max")
             if limit_bytes is None or limit_bytes >= total_bytes:
@@ -52,6 +61,20 @@ def _meminfo(path: Path) -> tuple[int, int]:
             hint="this needs Linux with /proc mounted",
             where=str(path),
         ) from error
+
+
+def _nodes(root: Path) -> Iterator[tuple[int, int]]:
+    """Total and available bytes of each memory node; lines read `Node 0 MemTotal: 97421888 kB`."""
+    for path in sorted((root / "sys/devices/system/node").glob("node*/meminfo")):
+        try:
+            words = [line.split() for line in path.read_text("utf-8").splitlines()]
+            fields = {word[2].rstrip(":"): int(word[3]) * _KIB for word in words}
+            available = ("MemFree", "Active(file)", "Inactive(file)", "SReclaimable")
+            total_bytes, free_bytes = fields["MemTotal"], sum(fields[name] for name in available)
+        except (OSError, ValueError, IndexError, KeyError):
+            continue
+        if total_bytes:
+            yield total_bytes, free_bytes
 
 
 def _cgroups(root: Path) -> tuple[Path, ...]:

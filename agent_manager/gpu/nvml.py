@@ -50,18 +50,6 @@ class NvmlProbe:
             _shut_down()
 
 
-def list_gpus() -> tuple[Card, ...]:
-    """All GPUs of this host, by index. Raises NoGpu when there is no driver; no GPU at all is an empty tuple."""
-    nvml = _pynvml()
-    with _as_no_gpu():
-        nvml.nvmlInit()
-        try:
-            handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
-            return tuple(_card(handle) for handle in handles)
-        finally:
-            _shut_down()
-
-
 def _pynvml() -> Any:  # noqa: ANN401 - the module is untyped
     import pynvml  # noqa: PLC0415 - only where a GPU is read: it takes tens of milliseconds
 

@@ -38,7 +38,7 @@ _MODE = 0o644
 """Claims hold no secret; an engine that runs as root in a container is read by the user outside."""
 
 
-class NotEnoughMemory(Exception):  # noqa: N818 - the tree in errors.py names errors so; the engine answers in vLLM's words
+class NotEnoughMemory(Exception):
     """The card has only `free_bytes` left."""
 
     def __init__(self, free_bytes: int) -> None:

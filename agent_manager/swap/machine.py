@@ -307,7 +307,7 @@ def _starting(state: State, swap: Swap, event: Event) -> Step:
                 return _discard(state, loading)
             return replace(state, swap=loading), (AwaitReady(occupant=occupant, restoring=swap.restoring),)
         case StartFailed(reason=reason, instance_id=left):
-            failed = swap if swap.interrupts else _failed(swap, reason)
+            failed = _failed(swap, reason)
             # The record of the one that left is removed once, when the swap settles.
             record = left is not None and not swap.restoring
             undone, effects = _undo(state, failed)
@@ -322,8 +322,7 @@ def _loading(state: State, swap: Swap, event: Event) -> Step:
     arriving = swap.arriving
     match event:
         case Ready(instance_id=id_) if arriving and id_ == arriving.instance_id:
-            kept = None if swap.restoring else swap.leaving
-            return _settle(replace(state, resident=arriving), replace(swap, arriving=None, leaving=kept))
+            return _settle(replace(state, resident=arriving), replace(swap, arriving=None))
         case LoadFailed(instance_id=id_, reason=reason) if arriving and id_ == arriving.instance_id:
             return _discard(state, _failed(swap, reason))
         case Interrupted():
@@ -347,10 +346,11 @@ def _discarding(state: State, swap: Swap, event: Event) -> Step:
             undone, effects = _undo(state, gone)
             # While restoring, the newcomer is the one that left; settling removes it.
             return undone, (() if swap.restoring else (Remove(instance_id=id_),)) + effects
-        case StopFailed(instance_id=id_) if arriving and id_ == arriving.instance_id:
+        case StopFailed(instance_id=id_, reason=reason) if arriving and id_ == arriving.instance_id:
+            # It is there and serves nobody: that must be told even to somebody who interrupted.
             stuck = replace(state, resident=arriving, stuck=True)
-            kept = None if swap.restoring else swap.leaving
-            return _settle(stuck, replace(swap, arriving=None, leaving=kept))
+            told = swap.reason if swap.reason is not None else reason
+            return _settle(stuck, replace(swap, arriving=None, result=Result.FAILED, reason=told))
         case Interrupted():
             # The swap is being undone already, so this one says to leave the card empty.
             return replace(state, swap=replace(swap, interrupts=2)), ()

@@ -134,7 +134,10 @@ class AgentState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentStatus:
-    """One agent of the catalog. For an absent one `engine` and `runtime` are what launch would choose."""
+    """One agent of the catalog. For an absent one `engine` and `runtime` are what launch would choose.
+
+    `claim_bytes` is the memory of the card that its instance was given, while it runs.
+    """
 
     name: str
     state: AgentState
@@ -147,6 +150,7 @@ class AgentStatus:
     instance_id: str | None = None
     started_at: datetime | None = None
     ready_after_s: float | None = None
+    claim_bytes: int | None = None
     phase: str | None = None
     cause: str | None = None
     """Why it failed, for FAILED."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from agent_manager.checkpoints.disk import Missing, facts_of, hub_cache_from, lo
 from agent_manager.compose import here, render
 from agent_manager.engines.base import Source
 from agent_manager.engines.registry import engine_named
-from agent_manager.errors import CheckpointUnusable, DoesNotFit, NoGpu, UsageError
+from agent_manager.errors import CheckpointUnusable, DoesNotFit, Interrupted, NoGpu, UsageError
 from agent_manager.planning.base import Demand, Fit, Shortfall
 from agent_manager.planning.vram import plan
 from agent_manager.runtimes.base import InstanceSpec
@@ -258,15 +259,22 @@ async def _pulled(host: Host, model: Model, listener: Listener) -> Model:
 
     if model.repo is None:
         raise AssertionError("a folder is never pulled")
-    repo = model.repo
+    repo, given_up = model.repo, threading.Event()
     listener(StepBegan(step=Step.PULLING, agent=model.name))
 
     def tell(now: hub.PullProgress) -> None:
+        if given_up.is_set():
+            raise Interrupted(f"the pull of {model.name} was given up")
         listener(PullProgress(model=model.name, done_bytes=now.done_bytes, total_bytes=now.total_bytes))
 
-    revision = model.revision or await asyncio.to_thread(hub.resolve_revision, repo)
+    pinned = model.revision
+    revision = pinned if pinned is not None else await asyncio.to_thread(hub.resolve_revision, repo)
     cache = hub_cache_from(host.environ)
-    await asyncio.to_thread(hub.pull, model, revision=revision, hub_cache=cache, on_progress=tell)
+    try:
+        await asyncio.to_thread(hub.pull, model, revision=revision, hub_cache=cache, on_progress=tell)
+    except asyncio.CancelledError:
+        given_up.set()  # a thread cannot be cancelled: it ends itself at its next word
+        raise
     if model.revision is None:
         record_revision(host.catalog.source, repo, revision, state_root=host.state.root)
     return replace(model, revision=revision)

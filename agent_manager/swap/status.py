@@ -123,6 +123,7 @@ def _status(
         instance_id=spec.id,
         started_at=instance.started_at,
         ready_after_s=started.seconds if started else None,
+        claim_bytes=None if state is AgentState.FAILED and seen.life is Life.OVER else spec.claim_bytes,
         phase=seen.phase.name if seen.phase and state is AgentState.STARTING else None,
         cause=cause,
     )

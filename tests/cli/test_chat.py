@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import json
 import threading
-from collections.abc import Callable
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent_manager.cli import app
-from tests.cli.program import Program, Result
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.cli.conftest import Call
+    from tests.cli.program import Program
 
 
 class Engine(ThreadingHTTPServer):
@@ -91,27 +89,6 @@ def serving(program: Program, script: list[str | None], status: int = 200) -> It
         engine.shutdown()
         thread.join()
         engine.server_close()
-
-
-Call = Callable[..., Result]
-
-
-@pytest.fixture
-def call(program: Program, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """Runs the program within this process: the client takes most of a second to import."""
-    for name, value in program.env.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.chdir(program.folder)
-
-    def run(*args: str, stdin: str = "", env: dict[str, str] | None = None) -> Result:
-        for name, value in (env or {}).items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
-        code = app.run(args)
-        printed = capsys.readouterr()
-        return Result(code=code, out=printed.out, err=printed.err)
-
-    return run
 
 
 def test_the_real_program_streams_to_stdout_and_nothing_else(program: Program) -> None:

@@ -15,6 +15,7 @@ from agent_manager.cli.group import PLANNED, VERBS
 from tests.cli.program import argv
 
 if TYPE_CHECKING:
+    from tests.cli.conftest import Call
     from tests.cli.program import Program
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -64,8 +65,8 @@ def test_help_lists_the_verbs_and_options_and_shows_examples(program: Program, l
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_has_help_with_examples_and_the_global_options(program: Program, verb: str) -> None:
-    done = program.run(verb, "--help")
+def test_every_verb_has_help_with_examples_and_the_global_options(call: Call, verb: str) -> None:
+    done = call(verb, "--help")
     assert (done.code, done.err) == (0, "")
     assert done.out.startswith(f"Usage: agent-manager {verb} [OPTIONS]")
     assert f"  agent-manager {verb}" in done.out or f"(agent-manager {verb}" in done.out
@@ -90,6 +91,12 @@ def test_help_imports_nothing_heavy(program: Program) -> None:
     )
     modules = set(eval(done.stdout.splitlines()[-1]))  # noqa: S307 - a list that this test printed
     assert not modules & {"pydantic", "yaml", "asyncio", "aiohttp", "psutil", "docker", "openai", "pynvml"}
+
+
+def test_an_error_is_for_stderr_and_the_exit_code(program: Program) -> None:
+    done = program.run("lanch", "dev")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == "error: no verb named 'lanch'\n  hint: did you mean 'launch'?\n"
 
 
 @pytest.mark.parametrize(
@@ -122,15 +129,15 @@ def test_help_imports_nothing_heavy(program: Program) -> None:
         ("env develop", "no agent named 'develop' in {catalog}", "did you mean 'dev'?"),
     ],
 )
-def test_a_usage_error_is_one_line_and_a_hint(program: Program, line: str, message: str, hint: str) -> None:
+def test_a_usage_error_is_one_line_and_a_hint(
+    program: Program, call: Call, line: str, message: str, hint: str
+) -> None:
     message = message.format(catalog=program.catalog)
-    done = program.run(*line.split())
+    done = call(*line.split())
     assert (done.code, done.out) == (2, "")
     assert done.err == f"error: {message}\n  hint: {hint}\n"
     as_json = (
-        program.run(*line.split(), "--json")
-        if not line.endswith("--engine")
-        else program.run("--json", *line.split())
+        call(*line.split(), "--json") if not line.endswith("--engine") else call("--json", *line.split())
     )
     assert (as_json.code, as_json.out) == (2, "")
     error = json.loads(as_json.err)["error"]
@@ -139,27 +146,27 @@ def test_a_usage_error_is_one_line_and_a_hint(program: Program, line: str, messa
 
 
 @pytest.mark.parametrize("verb", PLANNED)
-def test_a_verb_that_is_planned_says_so_whatever_follows(program: Program, verb: str) -> None:
-    done = program.run(verb, "dev", "--gpu", "16GiB", "--json")
+def test_a_verb_that_is_planned_says_so_whatever_follows(call: Call, verb: str) -> None:
+    done = call(verb, "dev", "--gpu", "16GiB", "--json")
     assert (done.code, done.out) == (2, "")
     assert json.loads(done.err)["error"]["code"] == "not_yet"
 
 
-def test_gpu_stats_as_an_option_is_planned_too(program: Program) -> None:
-    assert program.run("--gpu-stats").err.startswith("error: 'gpu-stats' is not built yet\n")
+def test_gpu_stats_as_an_option_is_planned_too(call: Call) -> None:
+    assert call("--gpu-stats").err.startswith("error: 'gpu-stats' is not built yet\n")
 
 
-def test_a_broken_catalog_shows_every_problem_with_its_place(program: Program) -> None:
+def test_a_broken_catalog_shows_every_problem_with_its_place(program: Program, call: Call) -> None:
     program.catalog.write_text(
         "version: 1\nmodels:\n  tiny: {repo: Qwen/Qwen2.5-0.5B-Instruct}\n"
         "agents:\n  dev: {model: tiny, port: nine, context: 2k}\n  po: {model: tinny, port: 20001, context: 2k}\n"
     )
-    done = program.run("status")
+    done = call("status")
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith(f"error: {program.catalog}: 2 problems\n")
     assert f"{program.catalog}:5: agents.dev.port: " in done.err
     assert f"{program.catalog}:6: agents.po.model: " in done.err
-    error = json.loads(program.run("status", "--json").err)["error"]
+    error = json.loads(call("status", "--json").err)["error"]
     assert error["code"] == "catalog_invalid"
     assert [(each["line"], each["path"]) for each in error["problems"]] == [
         (5, "agents.dev.port"),
@@ -212,9 +219,9 @@ def test_a_mistake_of_ours_is_one_line_and_the_traceback_only_with_v(program: Pr
     assert json.loads(err)["error"]["code"] == "internal_error"
 
 
-def test_v_shows_where_a_handled_error_came_from(program: Program) -> None:
-    assert "Traceback" not in program.run("env", "nobody").err
-    assert "Traceback" in program.run("env", "nobody", "-v").err
+def test_v_shows_where_a_handled_error_came_from(call: Call) -> None:
+    assert "Traceback" not in call("env", "nobody").err
+    assert "Traceback" in call("env", "nobody", "-v").err
 
 
 def test_models_as_a_table_and_as_json(program: Program) -> None:
@@ -236,12 +243,12 @@ def test_models_as_a_table_and_as_json(program: Program) -> None:
     assert "there is no folder" in other["reason"]
 
 
-def test_a_model_on_disk_says_how_much_it_takes(program: Program) -> None:
+def test_a_model_on_disk_says_how_much_it_takes(program: Program, call: Call) -> None:
     folder = program.folder / "nowhere"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     (folder / "model.safetensors").write_bytes(b"\0" * 1000)
-    other = json.loads(program.run("models", "--json").out)["models"][1]
+    other = json.loads(call("models", "--json").out)["models"][1]
     assert (other["on_disk"], other["size_bytes"], other["folder"]) == (True, 1002, str(folder))
 
 

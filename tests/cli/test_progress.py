@@ -105,9 +105,12 @@ def test_the_screens_of_a_failed_load_that_is_undone(tmp_path: Path) -> None:
                 ]
             )
         )
-        tell(notices, "fail")
+        tell(notices, "warn", "fail")
         assert terminal.wait() == 3
-        assert normal(terminal.lines)[5:] == ["✗ putting po back: loading po  N s"]
+        assert normal(terminal.lines)[5:] == [
+            "· putting po back: loading po  N s",
+            "warning: docker does not answer",
+        ]
         assert not terminal.screen.cursor.hidden
 
 

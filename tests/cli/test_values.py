@@ -73,7 +73,8 @@ def test_whole_seconds_while_a_clock_ticks() -> None:
 
 def test_how_long_ago() -> None:
     now = datetime.now(UTC)
-    assert ago(now - timedelta(minutes=3, seconds=2)).startswith("3 min")
+    assert ago(now - timedelta(minutes=3, seconds=2)) == "3 min ago"
+    assert ago(now - timedelta(hours=23, minutes=50)) == "23 h ago"
     assert ago(now - timedelta(days=3)) == "3 d ago"
     assert ago(now + timedelta(seconds=30)) == "0 s ago"
 

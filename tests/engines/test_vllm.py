@@ -63,6 +63,12 @@ def test_eager_thinking_and_offload() -> None:
     assert argv[argv.index("--cpu-offload-gb") + 1] == "8"
 
 
+def test_a_checkpoint_that_sees_is_loaded_without_its_eyes() -> None:
+    fit = replace(FIT, language_model_only=True)
+
+    assert "--language-model-only" in VLLM.command(AGENT, fit, SOURCE, SETTINGS, port=8100).argv
+
+
 def test_the_users_own_arguments_come_last_and_the_catalogs_command_first() -> None:
     agent = replace(AGENT, extra_args=("--max-num-batched-tokens", "4096"))
     settings = replace(SETTINGS, command=("/opt/vllm/bin/python", "-m", "vllm.entrypoints.cli.main", "serve"))

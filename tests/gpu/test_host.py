@@ -77,3 +77,23 @@ def test_no_meminfo(root: Path, text: str) -> None:
     with pytest.raises(HostNotReady, match="meminfo") as caught:
         HostMemoryProbe(root).read()
     assert caught.value.hint
+
+
+def test_the_smallest_memory_node_counts(root: Path) -> None:
+    for number, (total, free) in enumerate(((8 * GIB, 3 * GIB), (6 * GIB, 5 * GIB), (0, 0))):
+        folder = root / f"sys/devices/system/node/node{number}"
+        folder.mkdir(parents=True)
+        rows = {
+            "MemTotal": total,
+            "MemFree": free,
+            "Active(file)": GIB,
+            "Inactive(file)": 0,
+            "SReclaimable": 0,
+        }
+        lines = [f"Node {number} {name}: {size_bytes // 1024} kB\n" for name, size_bytes in rows.items()]
+        (folder / "meminfo").write_text("".join(lines), "utf-8")
+
+    card = HostMemoryProbe(root).read()
+
+    assert card.total_bytes == 6 * GIB
+    assert card.free_bytes == 4 * GIB

@@ -124,7 +124,9 @@ class World:
         self.removed: set[str] = set()
         self.requests: dict[str, Fate] = {}
         self.agent_of: dict[str, str] = {}
+        self.in_flight: set[str] = set()
         self.late_finishes: list[str] = []
+        self.room_for: str | None = None
         self.pending: Slow | None = None
         self.trip: Trip | None = None
         self.steps = 0
@@ -161,12 +163,14 @@ class World:
 
     def finish(self, request_id: str) -> None:
         self._end_service(request_id)
+        self.in_flight.discard(request_id)
         self._deliver(Finished(request_id=request_id))
 
     def cancel(self, request_id: str) -> None:
         if self.requests[request_id] is Fate.WAITING:
             self.requests[request_id] = Fate.CANCELLED
         self._end_service(request_id)
+        self.in_flight.discard(request_id)
         self._deliver(Cancelled(request_id=request_id))
 
     def interrupt(self) -> None:
@@ -179,16 +183,21 @@ class World:
 
     # --- how slow effects end -----------------------------------------------------------------------------
 
-    def succeed(self) -> None:
-        """The pending effect ends well."""
+    def succeed(self, *, times: int) -> None:
+        """The pending effect ends well, and so do those that follow, `times` of them at most."""
+        for _ in range(times):
+            if self.pending is not None:
+                self._succeed()
+
+    def _succeed(self) -> None:
         match self._ended():
             case Drain(occupant=occupant):
                 self._deliver(Drained(instance_id=occupant.instance_id))
             case Stop(occupant=occupant):
                 self._halt(self.engines[occupant.instance_id])
+                self.in_flight.clear()
                 self._deliver(Stopped(instance_id=occupant.instance_id))
-            case AwaitMemory(claim_bytes=claim_bytes):
-                assert self.running_bytes + claim_bytes <= CARD_BYTES, "a wait that only a stop could end"
+            case AwaitMemory():
                 self._deliver(MemoryFree())
             case Start(agent=agent):
                 [newcomer] = [e for e in self.engines.values() if e.running and e.occupant.agent == agent]
@@ -230,6 +239,7 @@ class World:
 
     def _fail_stop(self, engine: Engine, reason: str) -> None:
         if not engine.running:
+            self.in_flight.clear()
             self._deliver(Stopped(instance_id=engine.occupant.instance_id))
             return
         engine.stuck = True
@@ -237,6 +247,10 @@ class World:
         trip.stuck = engine.occupant
         if engine.occupant == trip.previous and not trip.leaving_stopped:
             trip.trouble = (Result.FAILED, reason)
+        else:
+            # What could not be discarded is a failure even to somebody who interrupted.
+            told = trip.trouble[1] if trip.trouble else None
+            trip.trouble = (Result.FAILED, reason if told is None else told)
         self._deliver(StopFailed(instance_id=engine.occupant.instance_id, reason=reason))
 
     def _fail_start(self, effect: Start | StartAgain, reason: str, *, leaves_something: bool) -> None:
@@ -279,6 +293,7 @@ class World:
 
     def report_exit(self, instance_id: str) -> None:
         self.engines[instance_id].exit_unreported = False
+        self.in_flight.clear()
         trip = self.trip
         if trip is not None and trip.previous and trip.previous.instance_id == instance_id:
             trip.lost = True
@@ -286,7 +301,9 @@ class World:
 
     def report_finish(self) -> None:
         """A request that was cut with its engine is reported as over, late."""
-        self._deliver(Finished(request_id=self.late_finishes.pop(0)))
+        late = self.late_finishes.pop(0)
+        self.in_flight.discard(late)
+        self._deliver(Finished(request_id=late))
 
     def stale(self, event: Event) -> None:
         """An event that belongs to nothing: the machine does nothing about it."""
@@ -335,6 +352,11 @@ class World:
     def cancellable(self) -> list[str]:
         waiting = [id_ for id_, fate in self.requests.items() if fate is Fate.WAITING]
         return sorted([*waiting, *self.serving])
+
+    @property
+    def _agents_that_serve(self) -> set[str]:
+        engines = self.engines.values()
+        return {each.occupant.agent for each in engines if each.ready and not each.stuck and not self.pending}
 
     @property
     def _trip(self) -> Trip:
@@ -432,7 +454,8 @@ class World:
             case Grant(request_id=id_):
                 self._grant(id_)
             case Reject(request_id=id_):
-                assert self.requests[id_] is Fate.WAITING
+                assert self.requests[id_] is Fate.WAITING, f"{id_} had ended already"
+                assert self.agent_of[id_] not in self._agents_that_serve, f"{id_} could have been granted"
                 self.requests[id_] = Fate.REJECTED
             case Finish(outcome=outcome):
                 self._end(outcome, asked=asked)
@@ -444,16 +467,20 @@ class World:
                 cut = bool(engine.serving) and not (self.trip and self.trip.drain_expired)
                 assert not cut, f"{occupant.instance_id} is stopped under its requests"
                 engine.exit_unreported = False
-            case AwaitMemory():
+            case AwaitMemory(agent=agent, claim_bytes=claim_bytes):
                 assert self.running_bytes == 0, "memory is waited for that one of ours holds"
+                assert claim_bytes == CLAIMS[agent]
+                self.room_for = agent
                 if self.trip is not None:
                     self.trip.leaving_stopped = True
             case Start(agent=agent):
+                assert agent == self.room_for
                 self._spawn(agent)
             case StartAgain(occupant=occupant):
                 engine = self.engines[occupant.instance_id]
                 assert not engine.running
                 assert engine.occupant == occupant
+                assert occupant.agent == self.room_for
                 engine.running = True
             case Drain(occupant=occupant) | AwaitReady(occupant=occupant):
                 assert self.engines[occupant.instance_id].occupant == occupant
@@ -464,6 +491,7 @@ class World:
         [engine] = self.engines.values()
         assert engine.occupant.agent == self.agent_of[request_id]
         self.requests[request_id] = Fate.GRANTED
+        self.in_flight.add(request_id)
         if engine.running:
             assert engine.ready, f"{request_id} was granted to an engine that answers nobody"
             assert not engine.stuck, f"{request_id} was granted to an engine that was to be stopped"
@@ -489,7 +517,8 @@ class World:
         assert len(running) <= 1, "two engines on one card"
         assert self.running_bytes <= self.state.claimed_bytes <= CARD_BYTES
         assert [request.id for request in self.state.waiting] == self._waiting
-        assert set(self.serving) <= self.state.in_flight
+        assert self.state.in_flight == self.in_flight
+        assert set(self.serving) <= self.in_flight
         assert len(self.engines) <= 2
         if self.state.swap is None:
             self._check_settled()
@@ -532,4 +561,4 @@ class World:
         elif self.serving:
             self.finish(self.serving[0])
         else:
-            self.succeed()
+            self._succeed()

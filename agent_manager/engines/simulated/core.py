@@ -30,7 +30,7 @@ ASLEEP_BYTES = int(1.2 * GIB)
 WAKE_TAGS = frozenset({"weights", "kv_cache"})
 
 
-class EngineDead(Exception):  # noqa: N818 - vLLM's own name, less the suffix
+class EngineDead(Exception):
     """The engine has stopped, or is about to: what is unfinished stays so."""
 
     def __init__(self) -> None:

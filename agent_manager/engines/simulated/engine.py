@@ -6,8 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from agent_manager.catalog.agents import Simulation
-from agent_manager.engines.base import LOOPBACK, CardKind, EngineCommand, Phase, Source
-from agent_manager.engines.phases import phase_of
+from agent_manager.engines.base import LOOPBACK, CardKind, EngineCommand, Source
 from agent_manager.engines.simulated import settings as names
 from agent_manager.engines.vllm import plain, serve_arguments, serve_environment, share_arguments
 from agent_manager.planning.base import Budget
@@ -50,10 +49,6 @@ class SimulatedEngine:
             arguments=serve_arguments(agent, fit, source, host=host, port=port, memory=share_arguments(fit)),
             env={**serve_environment(source), **behaviour, **settings.env},
         )
-
-    def phase(self, line: str) -> Phase | None:
-        """The load phase a log line announces, if it does."""
-        return phase_of(line)
 
     def _behaviour(self, agent: Agent, fit: Fit, simulation: Simulation) -> dict[str, str]:
         """What is set to None stays out, and the engine chooses."""

@@ -37,7 +37,7 @@ _DEFAULT_WEIGHTS_SHARE = 0.6
 _CONFIGURED, _LOADED, _COMPILED, _PROFILED, _CAPTURED = 0.1, 0.6, 0.8, 0.9, 1.0
 
 
-class LoadFailed(Exception):  # noqa: N818 - the tree in errors.py names errors so
+class LoadFailed(Exception):
     """The engine cannot start; the log says why."""
 
 

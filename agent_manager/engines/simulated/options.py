@@ -122,6 +122,7 @@ def _add_memory(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kv-cache-dtype", choices=KV_CACHE_DTYPES, default="auto")
     parser.add_argument("--cpu-offload-gb", type=float, default=0.0)
     parser.add_argument("--enforce-eager", action="store_true")
+    parser.add_argument("--language-model-only", action="store_true")
     parser.add_argument("--tensor-parallel-size", type=_positive, default=1)
 
 
