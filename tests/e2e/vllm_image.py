@@ -9,10 +9,15 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.docker.debian import root_filesystem
 from tests.e2e.prepare import RECIPE, site_packages
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 REPOSITORY = "agent-manager-e2e/vllm-cpu"
 LABEL = "io.agent-manager.e2e"
@@ -44,6 +49,19 @@ def ensure(cache: Path, host: str) -> str:
     for old in _ours(host) - {name}:
         _docker(host, "image", "rm", old)
     return name
+
+
+@contextmanager
+def under_the_name(wanted: str, image: str, host: str) -> Iterator[None]:
+    """While this lasts, the daemon has `image` under the name `wanted` too, unless it has one of that name."""
+    if _docker(host, "image", "ls", "--quiet", wanted).strip():
+        yield
+        return
+    _docker(host, "image", "tag", image, wanted)
+    try:
+        yield
+    finally:
+        _docker(host, "image", "rm", wanted)
 
 
 def _unpack(base: Path, system: Path) -> None:
