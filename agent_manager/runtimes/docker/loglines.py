@@ -31,10 +31,14 @@ class LogLines:
             self._at = moment(stamp.decode("ascii", "replace"))
         self._pending += text
         if self._pending.endswith(b"\n"):
-            yield from self.finish()
+            yield from self._line()
 
     def finish(self) -> Iterator[LogLine]:
         """The last line, if it lacks a newline."""
+        if self._pending:
+            yield from self._line()
+
+    def _line(self) -> Iterator[LogLine]:
         raw, self._pending = self._pending.removesuffix(b"\n").removesuffix(b"\r"), b""
         if self._since is not None and self._at < self._since:
             return
