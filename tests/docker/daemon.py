@@ -67,6 +67,7 @@ def docker_daemon(folder: Path | None = None) -> Iterator[str]:
             fcntl.flock(users, fcntl.LOCK_SH)
             if not _answers(daemon.host):
                 daemon.start()
+                _tidy(daemon.host)
         try:
             yield daemon.host
         finally:
@@ -184,6 +185,11 @@ def _starting_or_stopping(folder: Path) -> Iterator[None]:
     with (folder / "start.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def _tidy(host: str) -> None:
+    """Drop what an interrupted run left, and what images were replaced; those with a name stay."""
+    _succeeds("docker", "--host", host, "system", "prune", "--force", "--volumes")
 
 
 def _answers(host: str | None) -> bool:

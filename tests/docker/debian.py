@@ -1,6 +1,7 @@
 """What Docker tests take from Debian's packages: Docker itself, a root filesystem for images, docker compose.
 
-All of it is kept below the cache folder, so that a second run takes no time.
+`python -m tests.docker.debian` installs Docker where it is missing. The rest is kept below the cache folder, so that
+a second run takes no time.
 """
 
 from __future__ import annotations
@@ -129,3 +130,7 @@ def _run(*argv: str | Path, cwd: Path | None = None) -> None:
 
 def _output(*argv: str) -> str:
     return subprocess.run(argv, capture_output=True, check=True, text=True).stdout
+
+
+if __name__ == "__main__":
+    install_docker()

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent_manager.catalog.load import load_catalog, packaged_catalog
-from tests.docker.daemon import NoDaemonError, docker_daemon
 from tests.docker.debian import compose_binary
 from tests.e2e import prepare, vllm_image
 
@@ -53,16 +52,6 @@ def tiny_checkpoints(e2e_cache: Path) -> tuple[Path, Path]:
 def tiny_checkpoint(tiny_checkpoints: tuple[Path, Path]) -> Path:
     """One of them."""
     return tiny_checkpoints[0]
-
-
-@pytest.fixture(scope="session")
-def docker_host() -> Iterator[str]:
-    """Where Docker is, as DOCKER_HOST says it; stopped afterwards if it had to be started. Fails without Docker."""
-    try:
-        with docker_daemon() as host:
-            yield host
-    except NoDaemonError as error:
-        pytest.fail(str(error), pytrace=False)
 
 
 @pytest.fixture(scope="session")
