@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from benchmarks.http import free_port, healthy
 from benchmarks.table import Row, seconds_of
 from tests.docker.daemon import NoDaemonError, default_folder, docker_daemon
-from tests.docker.debian import compose_binary
+from tests.docker.debian import StepFailedError, compose_binary
 from tests.docker.images import SIMULATED, build_images
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def measure() -> list[Row]:
                 raise SkippedError("docker compose v2 is not installed")
             build_images(host, cache)
             short, long = (_pairs(load_s, runs, host, compose) for load_s, runs in RUNS.items())
-    except NoDaemonError as error:
+    except (NoDaemonError, StepFailedError) as error:
         raise SkippedError(str(error)) from error
     return [_beyond(short), _ratio(long)]
 

@@ -78,7 +78,7 @@ def docker_daemon(folder: Path | None = None) -> Iterator[str]:
 
 def answering() -> str | None:
     """The address of the daemon that DOCKER_HOST, the context or the default socket leads to, if it answers."""
-    if shutil.which("docker") is None or not _answers(None):
+    if not _answers(None):
         return None
     return _output("docker", "context", "inspect", "--format", "{{.Endpoints.docker.Host}}")
 
@@ -193,6 +193,8 @@ def _tidy(host: str) -> None:
 
 
 def _answers(host: str | None) -> bool:
+    if shutil.which("docker") is None:
+        return False
     address = ("--host", host) if host else ()
     return _succeeds("docker", *address, "version", "--format", "{{.Server.Version}}")
 

@@ -22,6 +22,10 @@ COMPOSE_SUITE = "trixie"
 """Debian 12 has no docker compose v2; the binary of Debian 13's package runs there when called directly."""
 
 
+class StepFailedError(RuntimeError):
+    """A program of Debian's failed; its output is in the message."""
+
+
 def install_docker() -> None:
     """Docker from Debian's packages, where it is missing and this user is root; else nothing.
 
@@ -106,7 +110,7 @@ def _mirror() -> str:
     answer = _output("apt-get", "indextargets", "--format", "$(ORIGIN) $(REPO_URI)", "Created-By: Packages")
     found = next((line.split()[1] for line in answer.splitlines() if line.startswith("Debian ")), None)
     if found is None:
-        raise RuntimeError("apt knows no Debian mirror here (apt-get update first?)")
+        raise StepFailedError("apt knows no Debian mirror here (apt-get update first?)")
     return found
 
 
@@ -125,7 +129,7 @@ def _run(*argv: str | Path, cwd: Path | None = None) -> None:
         argv, cwd=cwd, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
     if done.returncode:
-        raise RuntimeError(f"{done.stdout}\nfailed ({done.returncode}): {' '.join(map(str, argv))}")
+        raise StepFailedError(f"{done.stdout}\nfailed ({done.returncode}): {' '.join(map(str, argv))}")
 
 
 def _output(*argv: str) -> str:
