@@ -11,7 +11,7 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
-from agent_manager.errors import AgentManagerError, DockerNotReady, EngineMissing, OperationFailed
+from agent_manager.errors import DockerNotReady, EngineMissing, OperationFailed
 from agent_manager.runtimes.docker.refusals import refused
 
 if TYPE_CHECKING:
@@ -240,7 +240,12 @@ def _connect(endpoint: Endpoint) -> Any:  # noqa: ANN401 - the library is untype
     tls: Any = False
     if endpoint.certificates is not None:
         tls = _tls(endpoint.certificates)
-    api = docker.APIClient(base_url=endpoint.url, version="auto", timeout=TIMEOUT_S, tls=tls)
+    try:
+        api = docker.APIClient(base_url=endpoint.url, version="auto", timeout=TIMEOUT_S, tls=tls)
+    except docker.errors.TLSParameterError:
+        raise
+    except docker.errors.DockerException as error:
+        raise _no_answer(error, "asking for its version", endpoint) from error
     version = str(api.api_version)
     if tuple(int(part) for part in version.split(".")) < OLDEST_API:
         api.close()
@@ -289,24 +294,24 @@ def _as_ours(doing: str, endpoint: Endpoint, *, fetching: bool) -> Iterator[None
         raise DockerNotReady(
             f"Docker's configuration cannot be used: {_words(error)}", where=endpoint.chosen_by
         ) from error
-    except (errors.DockerException, errors.StreamParseError, HTTPError, OSError) as error:
+    except (HTTPError, OSError) as error:
         raise _no_answer(error, doing, endpoint) from error
+    except (errors.DockerException, errors.StreamParseError) as error:
+        raise OperationFailed(
+            f"Docker's answer is not understood while {doing}: {_words(error)}", where=endpoint.url
+        ) from error
 
 
-def _no_answer(error: Exception, doing: str, endpoint: Endpoint) -> AgentManagerError:
-    """Docker went away, or says what the library cannot read."""
+def _no_answer(error: Exception, doing: str, endpoint: Endpoint) -> DockerNotReady:
+    """Docker went away, or is no Docker."""
     try:
         endpoint.require_usable()
     except DockerNotReady as reason:
         return reason
-    if isinstance(error, OSError) or "Error while fetching server API version" in str(error):
-        return DockerNotReady(
-            f"Docker does not answer while {doing}: {_words(error)}",
-            hint="see 'docker info', and its log: journalctl -u docker",
-            where=endpoint.url,
-        )
-    return OperationFailed(
-        f"Docker's answer is not understood while {doing}: {_words(error)}", where=endpoint.url
+    return DockerNotReady(
+        f"Docker does not answer while {doing}: {_words(error)}",
+        hint="see 'docker info', and its log: journalctl -u docker",
+        where=endpoint.url,
     )
 
 
