@@ -99,9 +99,9 @@ class OwnDaemon:
 
     def start(self) -> None:
         """Start it and wait until it answers. Raises NoDaemonError, with the end of its log, when it does not."""
-        if os.geteuid() != 0 or shutil.which("dockerd") is None or shutil.which("ip") is None:
+        if os.geteuid() != 0 or not all(map(shutil.which, ("docker", "dockerd", "ip"))):
             raise NoDaemonError(
-                "no Docker daemon answers, and starting one needs root, dockerd and ip (iproute2)"
+                "no Docker answers here, and starting one needs root, docker, dockerd and ip (of iproute2)"
             )
         if self.pid is not None:
             raise NoDaemonError(f"a daemon runs in {self.folder} already (pid {self.pid})")
