@@ -35,7 +35,7 @@ STARTS = [
     ),
     (
         (
-            "driver failed programming external connectivity on endpoint x (0a): Bind for 127.0.0.1:8001 failed: port "
+            "driver failed programming external connectivity: Bind for 127.0.0.1:8001 failed: port "
             "is already allocated"
         ),
         PortInUse,
@@ -43,7 +43,7 @@ STARTS = [
     ),
     (
         (
-            "driver failed programming external connectivity on endpoint x (0a): Error starting userland proxy: listen "
+            "driver failed programming external connectivity: Error starting userland proxy: listen "
             "tcp4 127.0.0.1:8101: bind: address already in use"
         ),
         PortInUse,
