@@ -9,7 +9,7 @@ WORKERS ?= 3
 # The program is started hundreds of times here: its bytecode is worth keeping.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test check fix e2e bench picture clean
+.PHONY: help demo test check fix docker e2e picture bench clean
 
 help: ## what can be made
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -33,14 +33,21 @@ check: $(READY) ## lint, types, import contract, generated files up to date
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m agent_manager.catalog.schema --check models.schema.json
+	$(BIN)/agent-manager --catalog models.yaml compose --check
 
-fix: $(READY) ## what the linters can mend, and the generated schema
+fix: $(READY) ## what the linters can mend, and the generated files
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 	$(BIN)/python -m agent_manager.catalog.schema > models.schema.json
+	$(BIN)/agent-manager --catalog models.yaml compose
 
-e2e: $(READY) ## real vLLM on the CPU, the built wheel, a tiny checkpoint; installs vLLM under ~/.cache once
+docker: $(READY) ## tests on a real Docker; as root, installs it from Debian's packages and starts it where needed
+	$(BIN)/python -m tests.docker.debian
+	$(BIN)/pytest -m docker
+
+e2e: $(READY) ## real vLLM on the CPU, in processes and in Docker, the built wheel; installs vLLM under ~/.cache once
 	$(BIN)/python tests/e2e/prepare.py
+	$(BIN)/python -m tests.docker.debian
 	$(BIN)/pytest -m e2e --timeout=900 tests/e2e
 
 picture: $(READY) ## the README's picture, from a real terminal on the simulated engine

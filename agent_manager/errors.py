@@ -9,6 +9,7 @@
     │   └── MemoryHeld                   3  memory_held
     ├── HostNotReady                     4  host_not_ready
     │   ├── NoGpu                        4  no_gpu
+    │   ├── DockerNotReady               4  docker_not_ready
     │   ├── EngineMissing                4  engine_missing
     │   ├── PortInUse                    4  port_in_use
     │   └── StateUnusable                4  state_unusable
@@ -113,8 +114,14 @@ class NoGpu(HostNotReady):
     code = "no_gpu"
 
 
+class DockerNotReady(HostNotReady):
+    """Docker is not installed, does not run, or cannot do what was asked of it."""
+
+    code = "docker_not_ready"
+
+
 class EngineMissing(HostNotReady):
-    """The engine's program is not installed here."""
+    """The engine's program, or the image that holds it, is not here."""
 
     code = "engine_missing"
 

@@ -3,6 +3,8 @@
 <state>/
   cards/<card>/{lock,owner.json,claims/}   who owns a card; memory that simulated engines hold
   instances/<id>/                          the process runtime's records and logs
+  compose/<agent>.yaml                     the container each agent was launched as last
+  containers/<id>.json                     what Docker does not know of a container: who ended it
   logs/<agent>/                            logs kept after an instance was removed (last 5)
   cache/                                   measured durations; losing it loses nothing
 """
@@ -48,6 +50,16 @@ class StateDir:
     def instances(self) -> Path:
         """The process runtime's records."""
         return self.root / "instances"
+
+    @property
+    def compose(self) -> Path:
+        """The compose document of each agent, as it was launched last."""
+        return self.root / "compose"
+
+    @property
+    def containers(self) -> Path:
+        """The docker runtime's notes."""
+        return self.root / "containers"
 
     def kept_logs(self, agent: str) -> Path:
         """Logs of this agent's removed instances."""

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import replace
-from http.client import HTTPConnection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +26,7 @@ from agent_manager.state import StateDir
 from agent_manager.swap.host import Host
 from agent_manager.swap.operations import launch, stop
 from agent_manager.swap.prepare import prepare
+from benchmarks.http import free_port, healthy
 from benchmarks.table import Row, seconds_of
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ def measure() -> list[Row]:
     for load_s in LOADS_S:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "models.yaml"
-            path.write_text(CATALOG.format(load_s=load_s, po=_free_port(), dev=_free_port()))
+            path.write_text(CATALOG.format(load_s=load_s, po=free_port(), dev=free_port()))
             rows += _swap_rows(path, StateDir(Path(folder) / "state"), load_s)
     return rows
 
@@ -134,34 +133,9 @@ def _by_hand(host: Host) -> float:
         stderr=subprocess.DEVNULL,
     )
     try:
-        while not _healthy(spec.engine_port):
+        while not healthy(spec.engine_port):
             time.sleep(0.001)
         return time.perf_counter() - began
     finally:
         engine.kill()
         engine.wait()
-
-
-def _healthy(port: int) -> bool:
-    connection = HTTPConnection("127.0.0.1", port, timeout=5)
-    try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == 200
-    except OSError:
-        return False
-    finally:
-        connection.close()
-
-
-def _free_port() -> int:
-    """A port that is free, and so is the one 100 above."""
-    while True:
-        with socket.socket() as agent, socket.socket() as engine:
-            agent.bind(("127.0.0.1", 0))
-            port = int(agent.getsockname()[1])
-            try:
-                engine.bind(("127.0.0.1", port + 100))
-            except (OSError, OverflowError):
-                continue
-            if port + 100 < 65_000:
-                return port

@@ -53,6 +53,24 @@ def ports(request: pytest.FixtureRequest) -> range:
     return range(first, first + share - ENGINE_PORT_OFFSET)
 
 
+@pytest.fixture(scope="session")
+def docker_host() -> Iterator[str]:
+    """Where a Docker answers, as DOCKER_HOST says it: the user's, else one that is started for the tests."""
+    from tests.docker.daemon import docker_daemon  # noqa: PLC0415 - most runs have no Docker and need none
+
+    with docker_daemon() as host:
+        yield host
+
+
+@pytest.fixture(scope="session")
+def docker_images(docker_host: str) -> None:
+    """The images of tests/docker/images.py, in that Docker."""
+    from tests.docker.daemon import default_folder  # noqa: PLC0415 - likewise
+    from tests.docker.images import build_images  # noqa: PLC0415 - likewise
+
+    build_images(docker_host, default_folder().parent)
+
+
 @pytest.fixture
 def free_port(ports: range) -> FreePort:
     given: set[int] = set()

@@ -93,14 +93,15 @@ def _usage_error(error: typer.TyperException) -> UsageError:
 
 def build_host(choice: Choice) -> Host:
     """This machine as the command line's choices see it. Raises CatalogInvalid and UsageError."""
-    from agent_manager.runtimes.process import ProcessRuntime  # noqa: PLC0415 - not for --help and completion
+    from agent_manager.runtimes.docker.runtime import DockerRuntime  # noqa: PLC0415 - not for --help and completion
+    from agent_manager.runtimes.process import ProcessRuntime  # noqa: PLC0415 - likewise
     from agent_manager.swap.host import Host  # noqa: PLC0415 - likewise
 
     state = StateDir.from_environment()
     return Host(
         state=state,
         catalog=read_catalog(choice),
-        runtimes={"process": ProcessRuntime(state)},
+        runtimes={"process": ProcessRuntime(state), "docker": DockerRuntime(state)},
         probe=partial(_probe, state),
         engine=choice.engine,
         runtime=choice.runtime,

@@ -27,11 +27,12 @@ VERBS = {
     "chat": "Talk to an agent, streaming",
     "env": "Print OPENAI_BASE_URL and friends, to eval",
     "models": "The catalog's checkpoints and the disk they use",
+    "compose": "Write the compose file of each agent",
 }
 """Each is `run` in the module of its name."""
 
 ALIASES = {"ps": "status"}
-PLANNED = ("plan", "pull", "verify", "rm", "compose", "init", "gpu-stats", "doctor", "serve")
+PLANNED = ("plan", "pull", "verify", "rm", "init", "gpu-stats", "doctor", "serve")
 
 
 class Verb(TyperCommand):

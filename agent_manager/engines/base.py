@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from agent_manager.planning.base import Budget, Fit
 
 
+LOOPBACK = "127.0.0.1"
+"""Where an engine listens on a host. In a container of its own it listens everywhere, and Docker on loopback."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
     """Where an engine finds the model: a folder, or a Hub repository at one commit.
@@ -37,10 +41,20 @@ class CardKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineCommand:
-    """What to run: `argv` begins with the program; `env` is what the engine needs beyond the host's own."""
+    """What to run: `program` and its `arguments`; `env` is what the engine needs beyond the host's own.
 
-    argv: tuple[str, ...]
+    `program` is how a host starts the engine. In a container it is the image's entrypoint that the arguments
+    follow.
+    """
+
+    program: tuple[str, ...]
+    arguments: tuple[str, ...]
     env: Mapping[str, str]
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """The whole command line."""
+        return (*self.program, *self.arguments)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +79,14 @@ class Engine(Protocol):
     default_runtime: str
 
     def command(
-        self, agent: Agent, fit: Fit, source: Source, settings: EngineSettings, *, port: int
+        self,
+        agent: Agent,
+        fit: Fit,
+        source: Source,
+        settings: EngineSettings,
+        *,
+        port: int,
+        host: str = LOOPBACK,
     ) -> EngineCommand:
-        """The command that serves `agent` on 127.0.0.1:`port` as `fit` allows."""
+        """The command that serves `agent` on `host`:`port` as `fit` allows."""
         ...

@@ -12,7 +12,7 @@ import io
 import json
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from agent_manager.errors import EngineFailed
 
@@ -22,7 +22,6 @@ PROBE_TIMEOUT_S = 2.0
 LARGEST_ANSWER_BYTES = 8 << 20
 """vLLM's /metrics is 56 kB; anything that answers more than this is no engine."""
 
-_CHUNK_BYTES = 1 << 16
 _GAUGE = re.compile(r"^vllm:num_requests_(running|waiting)(?:\{[^}]*\})? ([0-9.eE+-]+)", re.MULTILINE)
 
 
@@ -120,29 +119,48 @@ class EngineClient:
             f"{method} {path} HTTP/1.1\r\nHost: {HOST}:{self.port}\r\nConnection: close\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
+        loop = asyncio.get_running_loop()
         try:
-            reader, writer = await asyncio.open_connection(HOST, self.port)
+            transport, exchange = await loop.create_connection(
+                lambda: _Exchange(head.encode() + body, loop.create_future()), HOST, self.port
+            )
         except OSError:
             return None
         try:
-            writer.write(head.encode() + body)
-            raw = await _read_all(reader)
-        except OSError:
-            return None
+            raw = await exchange.answer
         finally:
             # abort, not close: the exchange is over, or given up, and nothing is worth waiting for.
-            writer.transport.abort()
+            transport.abort()
         return None if raw is None else _parse(raw)
 
 
-async def _read_all(reader: asyncio.StreamReader) -> bytes | None:
-    """All that comes until the other side closes; None when that is more than an engine ever says."""
-    raw = bytearray()
-    while chunk := await reader.read(_CHUNK_BYTES):
-        raw += chunk
-        if len(raw) > LARGEST_ANSWER_BYTES:
-            return None
-    return bytes(raw)
+class _Exchange(asyncio.Protocol):
+    """Says its piece, then listens until the other side closes.
+
+    `answer` is all that came; None when the connection broke, or when that is more than an engine ever says. It
+    never holds an exception: asyncio's streams do, and complain on stderr of one that nobody asked for, when a
+    connection breaks (Docker's proxy resets those to an engine that loads) just as its reader is cancelled.
+    """
+
+    def __init__(self, said: bytes, answer: asyncio.Future[bytes | None]) -> None:
+        self.answer = answer
+        self._said = said
+        self._received = bytearray()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        cast("asyncio.Transport", transport).write(self._said)
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        if len(self._received) > LARGEST_ANSWER_BYTES:
+            self._end(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end(None if exc else bytes(self._received))
+
+    def _end(self, answer: bytes | None) -> None:
+        if not self.answer.done():
+            self.answer.set_result(answer)
 
 
 class _Received(io.BytesIO):

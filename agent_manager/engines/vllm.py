@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from agent_manager.engines.base import CardKind, EngineCommand, Source
+from agent_manager.engines.base import LOOPBACK, CardKind, EngineCommand, Source
 from agent_manager.gpu.base import GIB
 from agent_manager.planning.base import Budget
 
@@ -36,18 +36,25 @@ class VllmEngine:
     default_runtime = "docker"
 
     def command(
-        self, agent: Agent, fit: Fit, source: Source, settings: EngineSettings, *, port: int
+        self,
+        agent: Agent,
+        fit: Fit,
+        source: Source,
+        settings: EngineSettings,
+        *,
+        port: int,
+        host: str = LOOPBACK,
     ) -> EngineCommand:
-        """The command that serves `agent` on 127.0.0.1:`port` as `fit` allows."""
-        argv = (
-            *(settings.command or COMMAND),
-            *serve_arguments(agent, fit, source, port=port, memory=share_arguments(fit)),
+        """The command that serves `agent` on `host`:`port` as `fit` allows."""
+        return EngineCommand(
+            program=settings.command or COMMAND,
+            arguments=serve_arguments(agent, fit, source, host=host, port=port, memory=share_arguments(fit)),
+            env={**serve_environment(source), **settings.env},
         )
-        return EngineCommand(argv=argv, env={**serve_environment(source), **settings.env})
 
 
 def serve_arguments(
-    agent: Agent, fit: Fit, source: Source, *, port: int, memory: Sequence[str]
+    agent: Agent, fit: Fit, source: Source, *, host: str, port: int, memory: Sequence[str]
 ) -> tuple[str, ...]:
     """What follows `vllm serve`, beginning with the model; `memory` are the engine's own flags about memory.
 
@@ -58,7 +65,7 @@ def serve_arguments(
         source.model,
         *revision,
         *("--served-model-name", agent.name),
-        *("--host", "127.0.0.1"),
+        *("--host", host),
         *("--port", str(port)),
         *memory,
         *("--max-model-len", str(fit.max_model_len)),

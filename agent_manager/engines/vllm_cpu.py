@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from agent_manager.engines.base import CardKind, EngineCommand, Source
+from agent_manager.engines.base import LOOPBACK, CardKind, EngineCommand, Source
 from agent_manager.engines.vllm import COMMAND, serve_arguments, serve_environment
 from agent_manager.planning.base import Budget
 
@@ -23,14 +23,23 @@ class VllmCpuEngine:
     default_runtime = "docker"
 
     def command(
-        self, agent: Agent, fit: Fit, source: Source, settings: EngineSettings, *, port: int
+        self,
+        agent: Agent,
+        fit: Fit,
+        source: Source,
+        settings: EngineSettings,
+        *,
+        port: int,
+        host: str = LOOPBACK,
     ) -> EngineCommand:
-        """The command that serves `agent` on 127.0.0.1:`port` as `fit` allows."""
-        argv = (
-            *(settings.command or COMMAND),
-            *serve_arguments(agent, fit, source, port=port, memory=declared_arguments(fit)),
+        """The command that serves `agent` on `host`:`port` as `fit` allows."""
+        return EngineCommand(
+            program=settings.command or COMMAND,
+            arguments=serve_arguments(
+                agent, fit, source, host=host, port=port, memory=declared_arguments(fit)
+            ),
+            env={**serve_environment(source), **settings.env},
         )
-        return EngineCommand(argv=argv, env={**serve_environment(source), **settings.env})
 
 
 def declared_arguments(fit: Fit) -> tuple[str, ...]:

@@ -13,8 +13,9 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator, Callable, Mapping
     from datetime import datetime
+    from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +25,7 @@ class InstanceSpec:
     `id` is `<agent>-<8 hex digits>`. `env` is added to the little that a runtime passes on by itself.
     The engine listens on 127.0.0.1:`engine_port`; the runtime publishes it on 127.0.0.1:`agent_port` as well,
     unless that is None (a gateway listens there). `claim_bytes` is the memory of the card it will take.
+    `document` is the compose document of an engine that runs in a container, None for a process.
     """
 
     id: str
@@ -36,6 +38,7 @@ class InstanceSpec:
     env: Mapping[str, str] = field(default_factory=dict)
     engine_port: int
     agent_port: int | None
+    document: Mapping[str, Any] | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -99,6 +102,19 @@ class Activity:
     disk_bytes: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetching:
+    """How far the fetching of what an engine runs from (`subject`, an image) is, as far as its size is known.
+
+    `message` is set when something is worth a line of its own, such as a layer that is here.
+    """
+
+    subject: str
+    done_bytes: int
+    total_bytes: int
+    message: str | None = None
+
+
 class Runtime(Protocol):
     """Runs instances. Raises NotRunning for an id it does not have, StateUnusable or HostNotReady for its host.
 
@@ -106,6 +122,21 @@ class Runtime(Protocol):
     """
 
     name: str
+
+    async def container_engine(self) -> int | None:
+        """The major version of what runs containers, such as 28; None where instances are processes.
+
+        Raises HostNotReady when it cannot be reached.
+        """
+        ...
+
+    async def provide(self, spec: InstanceSpec, *, fetch: bool, tell: Callable[[Fetching], None]) -> None:
+        """Make sure that what `spec` runs from is here; disturbs nothing that runs, may take as long as a download.
+
+        With `fetch` what is missing is fetched, and `tell` hears of it, in this thread. Raises EngineMissing for
+        what is not here and is not or cannot be fetched, PortInUse or HostNotReady for what would not let it start.
+        """
+        ...
 
     async def create(self, spec: InstanceSpec) -> None:
         """Record an instance without starting it. Raises OperationFailed when the id exists."""

@@ -35,9 +35,9 @@ def require_free(port: int) -> None:
     listen(port).close()
 
 
-def in_use(port: int) -> PortInUse:
-    """The error for a port that somebody has."""
-    holder = port_holder(port)
+def in_use(port: int, holder: str | None = None) -> PortInUse:
+    """The error for a port that somebody has; `holder` is who, where that is known already."""
+    holder = holder or port_holder(port)
     return PortInUse(
         f"port {port} is in use by {holder}" if holder else f"port {port} is in use",
         hint="stop what listens there, or give the agent another port in models.yaml",

@@ -12,7 +12,7 @@ import os
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING
 
 from agent_manager.errors import EngineFailed, HostNotReady, OperationFailed, StateUnusable
 from agent_manager.runtimes import handover, proc
@@ -21,17 +21,16 @@ from agent_manager.runtimes.launch import launch
 from agent_manager.runtimes.liveness import UNSEEN_END, Liveness, Seen
 from agent_manager.runtimes.logfile import LogReader, stamped
 from agent_manager.runtimes.records import Record, UnreadableError, locked, records
+from agent_manager.runtimes.threads import to_the_end
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping
 
-    from agent_manager.runtimes.base import InstanceSpec
+    from agent_manager.runtimes.base import Fetching, InstanceSpec
     from agent_manager.runtimes.records import Run
     from agent_manager.state import StateDir
 
 _log = logging.getLogger(__name__)
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
 
 _FOLLOW_S = 0.05  # how often a followed log is looked at
 _LOOK_AGAIN_S = 1.0  # the end of a process wakes us; this is for ends that wake nobody
@@ -55,13 +54,19 @@ class ProcessRuntime:
         self._host_env = os.environ if host_env is None else host_env
         self._live = Liveness(self._root)
 
+    async def container_engine(self) -> None:
+        """There are no containers here; see Runtime."""
+
+    async def provide(self, spec: InstanceSpec, *, fetch: bool, tell: Callable[[Fetching], None]) -> None:
+        """Nothing to do; see Runtime. An engine that is not installed is missed when it is started."""
+
     async def create(self, spec: InstanceSpec) -> None:
         """Record an instance; see Runtime. Nothing of the host's environment is written down."""
-        await _to_the_end(self._create, spec)
+        await to_the_end(self._create, spec)
 
     async def start(self, instance_id: str) -> None:
         """Start it under a new shim; see Runtime. It was executed when this returns, after some 30 ms."""
-        await _to_the_end(self._start, instance_id)
+        await to_the_end(self._start, instance_id)
 
     async def stop(self, instance_id: str, *, grace_s: float) -> Exit:
         """End it; see Runtime. SIGTERM goes to the engine's main process, SIGKILL to every process."""
@@ -92,7 +97,7 @@ class ProcessRuntime:
 
     async def remove(self, instance_id: str) -> None:
         """Forget it; see Runtime. Works on broken records too."""
-        await _to_the_end(self._remove, instance_id)
+        await to_the_end(self._remove, instance_id)
 
     async def list(self) -> tuple[Instance, ...]:
         """All instances; see Runtime. A record that cannot be read is skipped, with a warning in our own log."""
@@ -267,15 +272,3 @@ def _record_unseen(record: Record, seen: Seen) -> None:
     note = LogLine(at=datetime.now(UTC), text=f"agent-manager: {UNSEEN_END}; output was lost")
     with contextlib.suppress(OSError), (record.folder / handover.LOG).open("a", encoding="utf-8") as log:
         log.write(stamped(note))
-
-
-async def _to_the_end(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-    # In a thread, and to the end even when cancelled: it is short, and half of it would help nobody.
-    work = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        await asyncio.wait([work])
-        if not work.cancelled():
-            work.exception()  # else asyncio complains that nobody asked for it
-        raise

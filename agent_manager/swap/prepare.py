@@ -7,25 +7,30 @@ a byte is fetched or a request is disturbed.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from agent_manager.checkpoints.disk import Missing, facts_of, hub_cache_from, locate
+from agent_manager.compose import here, render
 from agent_manager.engines.base import CardKind, Source
 from agent_manager.engines.registry import engine_named
-from agent_manager.errors import CheckpointUnusable, DoesNotFit, Interrupted, NoGpu, NotYet, UsageError
+from agent_manager.errors import CheckpointUnusable, DoesNotFit, Interrupted, NoGpu, UsageError
 from agent_manager.planning.base import Demand, Fit, Shortfall
 from agent_manager.planning.vram import plan
 from agent_manager.runtimes.base import InstanceSpec
-from agent_manager.swap.notices import PullProgress, Step, StepBegan
+from agent_manager.swap.notices import PullProgress, Remark, Step, StepBegan
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from agent_manager.catalog.agents import Agent, EngineSettings, Model
     from agent_manager.checkpoints.facts import Facts
+    from agent_manager.compose import Place
     from agent_manager.engines.base import Engine
     from agent_manager.gpu.base import Card, GpuProbe
-    from agent_manager.runtimes.base import Runtime
+    from agent_manager.runtimes.base import Fetching, Runtime
     from agent_manager.swap.host import Host
     from agent_manager.swap.notices import Listener
 
@@ -35,7 +40,8 @@ class Draft:
     """What is settled about a launch before any file is fetched.
 
     `missing` is set while the checkpoint is not (all) on disk; `fit` is then an estimate from public figures, or
-    None where nothing is known. The simulated engine needs no files.
+    None where nothing is known. The simulated engine needs no files. `place` is this machine as a container sees
+    it, None for a process.
     """
 
     agent: Agent
@@ -47,6 +53,7 @@ class Draft:
     fit: Fit | None
     source: Source
     missing: Missing | None
+    place: Place | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +73,8 @@ class Prepared:
 async def prepare(host: Host, name: str, *, pull: bool, listener: Listener) -> Prepared:
     """Make sure of everything that must be true before `name` goes on its card; pulls its checkpoint if `pull`.
 
-    Raises AgentUnknown, NoGpu, HostNotReady, NotYet, DoesNotFit, CheckpointUnusable or DownloadFailed.
+    Fetches the engine's image too, where it runs in a container. Raises AgentUnknown, NoGpu, HostNotReady,
+    DoesNotFit, CheckpointUnusable or DownloadFailed.
     """
     agent = host.catalog.agent(name)
     drafted = await draft(host, agent)
@@ -82,7 +90,9 @@ async def prepare(host: Host, name: str, *, pull: bool, listener: Listener) -> P
     if drafted.missing is not None or drafted.fit is None:
         reason = drafted.missing.reason if drafted.missing else "nothing is known of it"
         raise CheckpointUnusable(f"model {agent.model.name}: {reason}", where=f"models.{agent.model.name}")
-    return finish(drafted, drafted.fit)
+    ready = finish(drafted, drafted.fit)
+    await ready.runtime.provide(ready.spec, fetch=pull, tell=_Fetched(listener).tell)
+    return ready
 
 
 async def draft(host: Host, agent: Agent) -> Draft:
@@ -104,7 +114,8 @@ async def draft(host: Host, agent: Agent) -> Draft:
         else Source(model=str(model.repo), revision=revision, hub_cache=str(cache))
     )
     known = facts is not None or engine.simulated
-    fit = _fit(agent, engine, settings, card, facts) if known else None
+    fit = fit_of(agent, engine, settings, card.total_bytes, facts) if known else None
+    version = await runtime.container_engine()
     return Draft(
         agent=agent,
         engine=engine,
@@ -115,6 +126,7 @@ async def draft(host: Host, agent: Agent) -> Draft:
         fit=fit,
         source=source,
         missing=missing,
+        place=None if version is None else _place(host, engine, card, cache, version),
     )
 
 
@@ -122,6 +134,9 @@ def finish(drafted: Draft, fit: Fit) -> Prepared:
     """The command and the instance that come of a draft that fits."""
     agent, engine, card = drafted.agent, drafted.engine, drafted.card
     command = engine.command(agent, fit, drafted.source, drafted.settings, port=agent.engine_port)
+    document = None
+    if drafted.place is not None:
+        document = render(agent, fit, drafted.source, drafted.settings, engine, drafted.place)
     spec = InstanceSpec(
         id=agent.name,
         agent=agent.name,
@@ -133,6 +148,7 @@ def finish(drafted: Draft, fit: Fit) -> Prepared:
         env={**command.env, **_pinned(engine, card)},
         engine_port=agent.engine_port,
         agent_port=agent.port,
+        document=document,
     )
     return Prepared(
         agent=agent,
@@ -173,16 +189,11 @@ async def choose_engine(host: Host) -> tuple[Engine, GpuProbe, Card]:
 
 
 def choose_runtime(host: Host, engine: Engine) -> Runtime:
-    """The runtime that was asked for, else the catalog's, else the engine's own. Raises NotYet or UsageError."""
+    """The runtime that was asked for, else the catalog's, else the engine's own. Raises UsageError."""
     name = host.runtime or host.catalog.runtime or engine.default_runtime
     runtime = host.runtimes.get(name)
     if runtime is not None:
         return runtime
-    if name == "docker":
-        raise NotYet(
-            "the docker runtime is not built yet",
-            hint=f"--runtime process runs {engine.name} on this host, without a container",
-        )
     raise UsageError(f"no runtime named '{name}'", hint=f"runtimes are: {', '.join(host.runtimes)}")
 
 
@@ -191,7 +202,10 @@ def probe_of(host: Host, engine_name: str) -> GpuProbe:
     return host.probe(engine_named(engine_name, host.state).card_kind)
 
 
-def _fit(agent: Agent, engine: Engine, settings: EngineSettings, card: Card, facts: Facts | None) -> Fit:
+def fit_of(
+    agent: Agent, engine: Engine, settings: EngineSettings, total_bytes: int, facts: Facts | None
+) -> Fit:
+    """How the agent fits a card of `total_bytes`. Raises DoesNotFit, with what would make it fit."""
     demand = Demand(
         agent=agent.name,
         context=agent.context,
@@ -204,12 +218,43 @@ def _fit(agent: Agent, engine: Engine, settings: EngineSettings, card: Card, fac
         kv_cache_bytes=settings.kv_cache_bytes,
         facts=facts,
     )
-    answer = plan(demand, card.total_bytes)
+    answer = plan(demand, total_bytes)
     if isinstance(answer, Shortfall):
         raise DoesNotFit(
             answer.message, hint="; or ".join(answer.remedies) or None, where=f"agents.{agent.name}"
         )
     return answer
+
+
+def _place(host: Host, engine: Engine, card: Card, hub_cache: Path, version: int) -> Place:
+    """This machine, for the compose document of an engine on `card`."""
+    simulated = host.state.card(card.id).absolute() if engine.simulated else None
+    return here(
+        hub_cache=hub_cache,
+        gpu=card.id,
+        card_dir=simulated,
+        # What it claims of the card belongs to whoever owns the card's folder.
+        user=f"{os.getuid()}:{os.getgid()}",
+        docker_version=version,
+    )
+
+
+class _Fetched:
+    """Tells of an image that is fetched, as of a checkpoint that is pulled."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._begun = False
+
+    def tell(self, now: Fetching) -> None:
+        if not self._begun:
+            self._begun = True
+            self._listener(StepBegan(step=Step.PULLING, agent=now.subject))
+        self._listener(
+            PullProgress(model=now.subject, done_bytes=now.done_bytes, total_bytes=now.total_bytes)
+        )
+        if now.message:
+            self._listener(Remark(message=f"{now.subject}: {now.message}"))
 
 
 async def _pulled(host: Host, model: Model, listener: Listener) -> Model:

@@ -6,11 +6,15 @@ import contextlib
 import os
 import socket
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from agent_manager.catalog.agents import ENGINE_PORT_OFFSET
+from agent_manager.compose import PORT, project_of
 from agent_manager.runtimes.base import InstanceSpec
+from agent_manager.runtimes.docker.runtime import DockerRuntime
 from agent_manager.runtimes.process import ProcessRuntime
+from tests.docker.images import BASE, PYTHON
 from tests.fakes.memory_runtime import Behaviour, MemoryRuntime
 
 if TYPE_CHECKING:
@@ -49,6 +53,15 @@ MISSING = "no-such-engine-program"
 def argv(script: str) -> tuple[str, ...]:
     """The command line of a small engine. Nothing is imported that it does not ask for: it starts fast."""
     return (sys.executable, "-I", "-S", "-c", script)
+
+
+@contextlib.contextmanager
+def listening(port: int) -> Iterator[str]:
+    """This very process listens on a port; gives how it is named."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        sock.bind(("127.0.0.1", port))
+        sock.listen()
+        yield f"(pid {os.getpid()})"
 
 
 class Kit(Protocol):
@@ -94,10 +107,39 @@ class ProcessKit(_Specs):
 
     @contextlib.contextmanager
     def occupy(self, port: int) -> Iterator[str]:
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
-            sock.bind(("127.0.0.1", port))
-            sock.listen()
-            yield f"(pid {os.getpid()})"
+        with listening(port) as holder:
+            yield holder
+
+
+class DockerKit(_Specs):
+    """Real containers: the engines run in an image that has Python and nothing else."""
+
+    def __init__(self, state: StateDir, free_port: FreePort, host: str) -> None:
+        super().__init__(free_port)
+        self.docker = DockerRuntime(state, environ={"DOCKER_HOST": host})
+        self.runtime: Runtime = self.docker
+
+    def spec(self, kind: str, *, number: int = 0, port: int | None = None) -> InstanceSpec:
+        bare = super().spec(kind, number=number, port=port)
+        command = bare.argv if kind == "missing" else (PYTHON, *bare.argv[1:])
+        service = {
+            "container_name": project_of(bare.agent),
+            "image": BASE,
+            "command": [word.replace("$", "$$") for word in command],
+            "environment": dict(bare.env),
+            "ports": [f"127.0.0.1:{port}:{PORT}" for port in (bare.engine_port, bare.agent_port)],
+            # Docker's init starts first, and says itself that there is no such program: too late for `start`.
+            "init": kind != "missing",
+            "network_mode": "bridge",
+            "restart": "no",
+        }
+        document = {"name": project_of(bare.agent), "services": {bare.agent: service}}
+        return replace(bare, argv=command, document=document)
+
+    @contextlib.contextmanager
+    def occupy(self, port: int) -> Iterator[str]:
+        with listening(port) as holder:
+            yield holder
 
 
 class MemoryKit(_Specs):

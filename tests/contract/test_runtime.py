@@ -12,7 +12,7 @@ import pytest
 from agent_manager.errors import EngineMissing, NotRunning, OperationFailed, PortInUse
 from agent_manager.runtimes.base import NEVER_STARTED, InstanceState
 
-from .kits import MemoryKit, ProcessKit
+from .kits import DockerKit, MemoryKit, ProcessKit
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -24,12 +24,23 @@ if TYPE_CHECKING:
     from .kits import Kit
 
 
-@pytest.fixture(params=["process", "memory"])
+@pytest.fixture(params=["process", "memory", pytest.param("docker", marks=pytest.mark.docker)])
 async def kit(request: pytest.FixtureRequest, state: StateDir, free_port: FreePort) -> AsyncIterator[Kit]:
-    made: Kit = ProcessKit(state, free_port) if request.param == "process" else MemoryKit(free_port)
+    match request.param:
+        case "process":
+            made: Kit = ProcessKit(state, free_port)
+        case "docker":
+            request.getfixturevalue("docker_images")
+            made = DockerKit(state, free_port, request.getfixturevalue("docker_host"))
+        case _:
+            made = MemoryKit(free_port)
     yield made
     for instance in await made.runtime.list():
         await made.runtime.stop(instance.spec.id, grace_s=0)
+        if isinstance(made, DockerKit):
+            await made.runtime.remove(instance.spec.id)
+    if isinstance(made, DockerKit):
+        made.docker.close()
 
 
 async def started(kit: Kit, kind: str, *, number: int = 0) -> InstanceSpec:

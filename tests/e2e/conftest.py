@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.e2e import prepare
+from agent_manager.catalog.load import load_catalog, packaged_catalog
+from tests.docker.debian import compose_binary
+from tests.e2e import prepare, vllm_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,6 +52,24 @@ def tiny_checkpoints(e2e_cache: Path) -> tuple[Path, Path]:
 def tiny_checkpoint(tiny_checkpoints: tuple[Path, Path]) -> Path:
     """One of them."""
     return tiny_checkpoints[0]
+
+
+@pytest.fixture(scope="session")
+def compose_program(e2e_cache: Path) -> Path:
+    """Docker compose v2."""
+    program = compose_binary(e2e_cache)
+    if program is None:
+        pytest.fail("docker compose v2 is not installed, and this is not Debian", pytrace=False)
+    return program
+
+
+@pytest.fixture(scope="session")
+def vllm_cpu_image(docker_host: str, e2e_cache: Path) -> Iterator[str]:
+    """The image that the default catalog names for vllm-cpu: the one Docker has, else ours under its name."""
+    pinned = load_catalog(packaged_catalog(), environ={}).engines["vllm-cpu"].image
+    assert pinned
+    with vllm_image.under_the_name(pinned, vllm_image.ensure(e2e_cache, docker_host), docker_host):
+        yield pinned
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,9 @@ from agent_manager.runtimes.base import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator, Callable, Mapping
+
+    from agent_manager.runtimes.base import Fetching
 
 _KILLED = 137
 
@@ -96,6 +98,13 @@ class MemoryRuntime:
             reason="nobody saw it end" if code is None else None,
         )
         held.notify()
+
+    async def container_engine(self) -> None:
+        pass
+
+    async def provide(self, spec: InstanceSpec, *, fetch: bool, tell: Callable[[Fetching], None]) -> None:
+        del fetch, tell  # nothing here is ever missing
+        self.calls.append(("provide", spec.id))
 
     async def create(self, spec: InstanceSpec) -> None:
         await self._called("create", spec.id)

@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from agent_manager.catalog.agents import Simulation
-from agent_manager.engines.base import CardKind, EngineCommand, Source
+from agent_manager.engines.base import LOOPBACK, CardKind, EngineCommand, Source
 from agent_manager.engines.simulated import settings as names
 from agent_manager.engines.vllm import plain, serve_arguments, serve_environment, share_arguments
 from agent_manager.planning.base import Budget
@@ -31,17 +31,24 @@ class SimulatedEngine:
         self.card_dir = card_dir
 
     def command(
-        self, agent: Agent, fit: Fit, source: Source, settings: EngineSettings, *, port: int
+        self,
+        agent: Agent,
+        fit: Fit,
+        source: Source,
+        settings: EngineSettings,
+        *,
+        port: int,
+        host: str = LOOPBACK,
     ) -> EngineCommand:
-        """The command that serves `agent` on 127.0.0.1:`port` as `fit` allows."""
+        """The command that serves `agent` on `host`:`port` as `fit` allows."""
         # -P: an agent_manager folder in the working directory is not ours.
         program = (sys.executable, "-P", "-m", "agent_manager.engines.simulated", "serve")
-        argv = (
-            *(settings.command or program),
-            *serve_arguments(agent, fit, source, port=port, memory=share_arguments(fit)),
-        )
         behaviour = self._behaviour(agent, fit, settings.simulation or Simulation())
-        return EngineCommand(argv=argv, env={**serve_environment(source), **behaviour, **settings.env})
+        return EngineCommand(
+            program=settings.command or program,
+            arguments=serve_arguments(agent, fit, source, host=host, port=port, memory=share_arguments(fit)),
+            env={**serve_environment(source), **behaviour, **settings.env},
+        )
 
     def _behaviour(self, agent: Agent, fit: Fit, simulation: Simulation) -> dict[str, str]:
         """What is set to None stays out, and the engine chooses."""

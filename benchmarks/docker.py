@@ -1,0 +1,127 @@
+"""What `launch` costs in Docker, beside `docker compose up -d` on the very file that it wrote.
+
+The yardstick is what a person does without agent-manager: `docker compose up -d`, then `/health` every 50 ms until
+it answers. Both start the simulated engine in the same image, with nothing on the card before, in turns. The
+command's time is all of it: Python, the catalog, the plan, the container, following the load, one completion. What
+that adds is a fixed time, so it is given by itself, at the load of the default catalog, and as a ratio at a load of
+10 s, a fifth of what vLLM takes in a container here with a model of one megabyte.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.http import free_port, healthy
+from benchmarks.table import Row, seconds_of
+from tests.docker.daemon import NoDaemonError, default_folder, docker_daemon
+from tests.docker.debian import StepFailedError, compose_binary
+from tests.docker.images import SIMULATED, build_images
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+RUNS = {2.0: 5, 10.0: 3}
+"""How many pairs for each load, in seconds."""
+RATIO_BOUND = 1.1
+COMMAND_BOUND = 60.0
+POLL_S = 0.05
+AGENT = "benchmark"
+
+CATALOG = """\
+version: 1
+engine: simulated
+engines:
+  simulated: {{image: "{image}", load_seconds: {load_s}}}
+models:
+  small: {{repo: Qwen/Qwen2.5-7B-Instruct-AWQ}}
+agents:
+  {agent}: {{model: small, port: {port}, context: 4k, sequences: 4}}
+"""
+
+
+class SkippedError(Exception):
+    """It cannot be measured here; the message says why."""
+
+
+def measure() -> list[Row]:
+    """Raises SkippedError where there is no Docker and none can be started, or no compose."""
+    cache = default_folder().parent
+    try:
+        with docker_daemon() as host:
+            compose = compose_binary(cache)
+            if compose is None:
+                raise SkippedError("docker compose v2 is not installed")
+            build_images(host, cache)
+            short, long = (_pairs(load_s, runs, host, compose) for load_s, runs in RUNS.items())
+    except (NoDaemonError, StepFailedError) as error:
+        raise SkippedError(str(error)) from error
+    return [_beyond(short), _ratio(long)]
+
+
+def _beyond(pairs: list[tuple[float, float]]) -> Row:
+    unit = statistics.median(seconds_of([sys.executable, "-c", "pass"], os.environ) for _ in pairs)
+    ours_s = statistics.median(launch - up for launch, up in pairs)
+    whole = statistics.median(launch / up for launch, up in pairs)
+    return Row(
+        what="`agent-manager launch` in Docker, beyond compose",
+        figure=f"{ours_s / unit:.1f} ×",
+        yardstick=f"`python -c pass` ({unit * 1000:.1f} ms); load of 2 s: {whole:.2f} × compose in all",
+        bound=f"≤ {COMMAND_BOUND:.0f} ×",
+        kept=ours_s <= COMMAND_BOUND * unit,
+    )
+
+
+def _ratio(pairs: list[tuple[float, float]]) -> Row:
+    measured = statistics.median(launch / up for launch, up in pairs)
+    up_s = statistics.median(up for _, up in pairs)
+    return Row(
+        what="`agent-manager launch` in Docker",
+        figure=f"{measured:.2f} ×",
+        yardstick=f"`docker compose up -d`, then `/health` every 50 ms ({up_s:.1f} s); load of 10 s",
+        bound=f"≤ {RATIO_BOUND} ×",
+        kept=measured <= RATIO_BOUND,
+    )
+
+
+def _pairs(load_s: float, runs: int, host: str, compose: Path) -> list[tuple[float, float]]:
+    """Seconds of `launch` and of compose, run by run."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, port = Path(name), free_port()
+        catalog = CATALOG.format(image=SIMULATED, load_s=load_s, agent=AGENT, port=port)
+        (folder / "models.yaml").write_text(catalog)
+        environ = {
+            **os.environ,
+            "AGENT_MANAGER_CATALOG": str(folder / "models.yaml"),
+            "AGENT_MANAGER_RUNTIME": "docker",
+            "AGENT_MANAGER_STATE_DIR": str(folder / "state"),
+            "DOCKER_HOST": host,
+        }
+        file = folder / "state" / "compose" / f"{AGENT}.yaml"
+        by_hand = [str(compose), "--file", str(file)]
+        _launch(environ)  # warms what is cached, and writes the file
+        return [(_launch(environ), _up(by_hand, port, environ)) for _ in range(runs)]
+
+
+def _launch(environ: Mapping[str, str]) -> float:
+    program = str(Path(sys.executable).with_name("agent-manager"))
+    try:
+        return seconds_of([program, "launch", AGENT], environ)
+    finally:
+        seconds_of([program, "stop", "--drain-timeout", "0"], environ)
+
+
+def _up(compose: list[str], port: int, environ: Mapping[str, str]) -> float:
+    began = time.perf_counter()
+    seconds_of([*compose, "up", "--detach"], environ)
+    try:
+        while not healthy(port):
+            time.sleep(POLL_S)
+        return time.perf_counter() - began
+    finally:
+        seconds_of([*compose, "down", "--timeout", "0"], environ)
