@@ -12,8 +12,7 @@ import yaml
 from tests.docker.conftest import DEV, PO, docker_lab, owner_step
 from tests.docker.daemon import NoDaemonError, OwnDaemon
 from tests.docker.images import BASE, build_images
-from tests.faults.conftest import wait_until
-from tests.faults.test_bad_luck import _Stream
+from tests.faults.conftest import Stream, wait_until
 
 if TYPE_CHECKING:
     import subprocess
@@ -44,7 +43,7 @@ def test_an_agent_is_launched_swapped_and_stopped(lab: DockerLab) -> None:
     assert claim.stat().st_size, "what the engine holds of the card is seen from outside"
     assert lab.status()["gpu"]["used_bytes"] > 0
 
-    stream = _Stream(lab, PO, tokens=60)
+    stream = Stream(lab, PO, tokens=60)
     lab.ok("launch", DEV)
     assert stream.finished(), "a stream that ran when the swap began is finished first"
     assert lab.answers(DEV)
