@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from agent_manager.checkpoints.disk import Missing, facts_of, hub_cache_from, locate
-from agent_manager.compose import here, render
+from agent_manager.compose import command_line, here, render
 from agent_manager.engines.base import Source
 from agent_manager.engines.registry import engine_named
 from agent_manager.errors import CheckpointUnusable, DoesNotFit, Interrupted, NoGpu, UsageError
@@ -134,9 +134,10 @@ def finish(drafted: Draft, fit: Fit) -> Prepared:
     """The command and the instance that come of a draft that fits."""
     agent, engine, card = drafted.agent, drafted.engine, drafted.card
     command = engine.command(agent, fit, drafted.source, drafted.settings, port=agent.engine_port)
-    document = None
+    argv, env, document = command.argv, command.env, None
     if drafted.place is not None:
         document = render(agent, fit, drafted.source, drafted.settings, engine, drafted.place)
+        argv, env = command_line(document), {}
     spec = InstanceSpec(
         id=agent.name,
         agent=agent.name,
@@ -144,8 +145,8 @@ def finish(drafted: Draft, fit: Fit) -> Prepared:
         model=agent.model.name,
         card=card.id,
         claim_bytes=fit.budget_bytes,
-        argv=command.argv,
-        env=command.env,
+        argv=argv,
+        env=env,
         engine_port=agent.engine_port,
         agent_port=agent.port,
         document=document,
