@@ -132,6 +132,12 @@ def render(
     return document
 
 
+def command_line(document: Document) -> tuple[str, ...]:
+    """What the container of a document runs, as a person reads it: the image, and what follows its entrypoint."""
+    (service,) = document["services"].values()
+    return tuple(word.replace("$$", "$") for word in (service["image"], *service["command"]))
+
+
 def to_yaml(document: Document) -> str:
     """The document as YAML; `parse` gives it back."""
     return yaml.dump(document, Dumper=_Dumper, sort_keys=False, width=_NO_FOLDING)

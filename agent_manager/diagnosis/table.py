@@ -229,6 +229,12 @@ _HOST = (
         r"the engine refuses \1: \2",
         "correct extra_args, or the key of models.yaml that this comes from",
     ),
+    _rule(
+        r"(?:PermissionError: \[Errno 13\] Permission denied|OSError: \[Errno 30\] Read-only file system): '([^']+)'",
+        r"the engine may not use \1",
+        "look who may read and write it; in a container /hub and /model are folders of this host, and "
+        "/root/.cache/vllm is a volume that 'docker volume rm agent-manager-<agent>_cache' starts afresh",
+    ),
 )
 
 _KILLED = (

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from agent_manager.checkpoints.disk import Missing, facts_of, hub_cache_from, locate
-from agent_manager.compose import here, render
+from agent_manager.compose import command_line, here, render
 from agent_manager.engines.base import CardKind, Source
 from agent_manager.engines.registry import engine_named
 from agent_manager.errors import CheckpointUnusable, DoesNotFit, Interrupted, NoGpu, UsageError
@@ -133,10 +133,13 @@ async def draft(host: Host, agent: Agent) -> Draft:
 def finish(drafted: Draft, fit: Fit) -> Prepared:
     """The command and the instance that come of a draft that fits."""
     agent, engine, card = drafted.agent, drafted.engine, drafted.card
-    command = engine.command(agent, fit, drafted.source, drafted.settings, port=agent.engine_port)
     document = None
-    if drafted.place is not None:
+    if drafted.place is None:
+        command = engine.command(agent, fit, drafted.source, drafted.settings, port=agent.engine_port)
+        argv, env = command.argv, {**command.env, **_pinned(engine, card)}
+    else:
         document = render(agent, fit, drafted.source, drafted.settings, engine, drafted.place)
+        argv, env = command_line(document), {}
     spec = InstanceSpec(
         id=agent.name,
         agent=agent.name,
@@ -144,8 +147,8 @@ def finish(drafted: Draft, fit: Fit) -> Prepared:
         model=agent.model.name,
         card=card.id,
         claim_bytes=fit.budget_bytes,
-        argv=command.argv,
-        env={**command.env, **_pinned(engine, card)},
+        argv=argv,
+        env=env,
         engine_port=agent.engine_port,
         agent_port=agent.port,
         document=document,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import socket
 import sys
 from dataclasses import replace
@@ -116,11 +117,15 @@ class DockerKit(_Specs):
 
     def __init__(self, state: StateDir, free_port: FreePort, host: str) -> None:
         super().__init__(free_port)
+        self._mark = secrets.token_hex(3)
         self.docker = DockerRuntime(state, environ={"DOCKER_HOST": host})
         self.runtime: Runtime = self.docker
 
     def spec(self, kind: str, *, number: int = 0, port: int | None = None) -> InstanceSpec:
         bare = super().spec(kind, number=number, port=port)
+        # A container is named after its agent, and other tests use this Docker too.
+        agent = f"{kind}-{self._mark}"
+        bare = replace(bare, agent=agent, id=f"{agent}-{number:08x}")
         command = bare.argv if kind == "missing" else (PYTHON, *bare.argv[1:])
         service = {
             "container_name": project_of(bare.agent),

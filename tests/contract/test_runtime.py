@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from .kits import Kit
 
 
-@pytest.fixture(params=["process", "memory", pytest.param("docker", marks=pytest.mark.docker)])
+@pytest.fixture(
+    params=["process", "memory", pytest.param("docker", marks=[pytest.mark.docker, pytest.mark.timeout(300)])]
+)
 async def kit(request: pytest.FixtureRequest, state: StateDir, free_port: FreePort) -> AsyncIterator[Kit]:
     match request.param:
         case "process":

@@ -184,6 +184,14 @@ def test_a_real_stop_by_somebody_else_is_told_as_such() -> None:
         ),
         ("OSError: [Errno 28] No space left on device", "the disk, or /dev/shm, is full"),
         (
+            "PermissionError: [Errno 13] Permission denied: '/root/.cache/vllm/torch_compile_cache'",
+            "the engine may not use /root/.cache/vllm/torch_compile_cache",
+        ),
+        (
+            "OSError: [Errno 30] Read-only file system: '/root/.cache/vllm'",
+            "the engine may not use /root/.cache/vllm",
+        ),
+        (
             "/usr/bin/python3: No module named vllm",
             "vLLM is not installed where the engine's command looks for it",
         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import docker
 import pytest
 
-from tests.docker.images import SIMULATED
+from tests.docker.images import BASE, SIMULATED
 from tests.faults.conftest import Lab
 
 if TYPE_CHECKING:
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.conftest import FreePort
-
-PO, DEV = "lab-po", "lab-dev"
-"""A container is named after its agent: not after the user's own agents, whose Docker this may be."""
 
 CATALOG = """\
 version: 1
@@ -38,16 +36,22 @@ engines:
 models:
   small: {{repo: Qwen/Qwen2.5-7B-Instruct-AWQ}}
 agents:
-  lab-po: {{model: small, port: {po}, context: 4k, sequences: 4}}
-  lab-dev: {{model: small, port: {dev}, context: 4k, sequences: 4}}
+  {po}: {{model: small, port: {po_port}, context: 4k, sequences: 4}}
+  {dev}: {{model: small, port: {dev_port}, context: 4k, sequences: 4}}
 """
 
 
 @dataclass
 class DockerLab(Lab):
-    """The program in a folder of its own, with agents lab-po and lab-dev in containers."""
+    """The program in a folder of its own, with two agents in containers.
+
+    A container is named after its agent: these names are nobody else's, since this may be the user's own Docker, and
+    other tests use it at the same time.
+    """
 
     host: str = ""
+    po: str = ""
+    dev: str = ""
     image: str = SIMULATED
     api: docker.APIClient = field(init=False)
 
@@ -62,17 +66,29 @@ class DockerLab(Lab):
     def catalog(
         self, *, load_s: float = 0.2, inter_token_ms: float = 0, stall_timeout: str = "15m", **faults: str
     ) -> None:
-        """Write the catalog; keywords are faults of agents, `dev="oom"` for lab-dev."""
+        """Write the catalog; keywords are faults of agents, `dev="oom"`."""
+        names = {"po": self.po, "dev": self.dev}
         text = CATALOG.format(
             image=self.image,
             load_s=load_s,
             inter_token_ms=inter_token_ms,
             stall_timeout=stall_timeout,
-            faults=", ".join(f'lab-{agent}: "{fault}"' for agent, fault in faults.items()),
-            po=self.ports[PO],
-            dev=self.ports[DEV],
+            faults=", ".join(f'{names[agent]}: "{fault}"' for agent, fault in faults.items()),
+            **names,
+            po_port=self.ports[self.po],
+            dev_port=self.ports[self.dev],
         )
         self.write(text)
+
+    @property
+    def po_box(self) -> str:
+        """The name of po's container."""
+        return f"agent-manager-{self.po}"
+
+    @property
+    def dev_box(self) -> str:
+        """The name of dev's container."""
+        return f"agent-manager-{self.dev}"
 
     def containers(self, *, running: bool = False) -> dict[str, str]:
         """Names and states of the containers of this state folder."""
@@ -96,9 +112,13 @@ class DockerLab(Lab):
 
 
 @contextmanager
-def docker_lab(folder: Path, free_port: FreePort, host: str) -> Iterator[DockerLab]:
-    """A lab on the Docker at `host`; its containers and volumes are gone in the end."""
-    lab = DockerLab(folder=folder, ports={PO: free_port(), DEV: free_port()}, host=host)
+def docker_lab(
+    folder: Path, free_port: FreePort, host: str, names: tuple[str, str] | None = None
+) -> Iterator[DockerLab]:
+    """A lab on the Docker at `host`, whose agents have these names; its containers are gone in the end."""
+    mark = secrets.token_hex(3)
+    po, dev = names or (f"po-{mark}", f"dev-{mark}")
+    lab = DockerLab(folder=folder, ports={po: free_port(), dev: free_port()}, host=host, po=po, dev=dev)
     try:
         yield lab
     finally:
@@ -119,14 +139,38 @@ def lab(tmp_path: Path, free_port: FreePort, docker_host: str, docker_images: No
         yield made
 
 
+class Foreign:
+    """Somebody else's containers; they are gone in the end."""
+
+    def __init__(self, api: docker.APIClient) -> None:
+        self.api = api
+        self.made: list[str] = []
+
+    def run(self, name: str, port: int | None = None) -> dict[str, Any]:
+        """Start one that publishes a port, if one is given; what Docker says of it."""
+        bindings = {} if port is None else {8000: ("127.0.0.1", port)}
+        host_config = self.api.create_host_config(port_bindings=bindings)
+        made = self.api.create_container(
+            BASE, ["sleep", "300"], name=name, ports=list(bindings), host_config=host_config
+        )
+        self.made.append(made["Id"])
+        self.api.start(made["Id"])
+        return self.look(made["Id"])
+
+    def look(self, container: str) -> dict[str, Any]:
+        """What Docker says of it now."""
+        seen: dict[str, Any] = self.api.inspect_container(container)
+        return seen
+
+
 @pytest.fixture
-def foreign(docker_host: str, docker_images: None) -> Iterator[docker.APIClient]:
-    """Docker, for somebody else's containers: those labelled `somebody=else` are removed in the end."""
-    del docker_images
+def foreign(docker_host: str, docker_images: None) -> Iterator[Foreign]:
+    del docker_images  # they are there
     api = docker.APIClient(base_url=docker_host, version="auto", timeout=60)
-    yield api
-    for each in api.containers(all=True, filters={"label": "somebody=else"}):
-        api.remove_container(each["Id"], force=True)
+    somebody = Foreign(api)
+    yield somebody
+    for container in somebody.made:
+        api.remove_container(container, force=True)
     api.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,6 @@ from agent_manager.engines.base import Source
 from agent_manager.engines.vllm import VllmEngine
 from agent_manager.engines.vllm_cpu import VllmCpuEngine
 from agent_manager.runtimes.docker.body import creation
-from tests.docker.conftest import DEV
 from tests.docker.daemon import default_folder
 from tests.docker.debian import compose_binary
 from tests.docker.images import BASE
@@ -174,55 +174,56 @@ def test_creating_by_compose_and_by_us_is_the_same(
     compose: Compose, api: docker.APIClient, tmp_path: Path, engine: Engine, docker_images: None
 ) -> None:
     del docker_images  # they are there
-    agent = replace(AGENT, name="lab-created")
+    agent = replace(AGENT, name=f"created-{secrets.token_hex(3)}")
+    box = f"agent-manager-{agent.name}"
     place = here(hub_cache=tmp_path, gpu="GPU-1a2b")
     settings = replace(SETTINGS, image=BASE, env={"DOLLAR": "a$b"})
     document: Document = render(agent, FIT, Source(model="a/b", revision="0" * 40), settings, engine, place)
-    file = tmp_path / "lab-created.yaml"
+    file = tmp_path / "compose.yaml"
     file.write_text(to_yaml(document))
     compose(file, "create")
-    theirs = api.inspect_container("agent-manager-lab-created")
+    theirs = api.inspect_container(box)
     compose(file, "down", "--volumes")
 
     wanted = creation(parse(file.read_text()), file)
     for volume, labels in wanted.volumes.items():
         api.create_volume(volume, labels=dict(labels))
     api.create_container_from_config(dict(wanted.config), wanted.name)
-    ours = api.inspect_container("agent-manager-lab-created")
+    ours = api.inspect_container(box)
     compose(file, "down", "--volumes")
 
     assert comparable(ours) == comparable(theirs)
     with pytest.raises(docker.errors.NotFound):
-        api.inspect_container("agent-manager-lab-created")
-    assert api.volumes(filters={"name": "lab-created"})["Volumes"] in ([], None)
+        api.inspect_container(box)
+    assert api.volumes(filters={"name": agent.name})["Volumes"] in ([], None)
 
 
 def test_up_and_launch_give_the_same_container(compose: Compose, lab: DockerLab) -> None:
-    lab.ok("launch", DEV)
-    file = lab.state / "compose" / "lab-dev.yaml"
-    ours = lab.inspect("agent-manager-lab-dev")
+    lab.ok("launch", lab.dev)
+    file = lab.state / "compose" / f"{lab.dev}.yaml"
+    ours = lab.inspect(lab.dev_box)
 
     (listed,) = (json.loads(line) for line in compose(file, "ps", "--format", "json").splitlines())
-    assert (listed["Name"], listed["State"], listed["Service"]) == ("agent-manager-lab-dev", "running", DEV)
+    assert (listed["Name"], listed["State"], listed["Service"]) == (lab.dev_box, "running", lab.dev)
     assert "Application startup complete" in compose(file, "logs")
 
     compose(file, "up", "--detach")
-    again = lab.inspect("agent-manager-lab-dev")
+    again = lab.inspect(lab.dev_box)
     assert again["Id"] != ours["Id"], "up over what was launched makes it anew"
 
     compose(file, "down")
     compose(file, "up", "--detach")
-    theirs = lab.inspect("agent-manager-lab-dev")
+    theirs = lab.inspect(lab.dev_box)
     assert comparable(ours) == comparable(theirs)
-    assert lab.instance(DEV) is not None, "what up started is seen, for it is the same"
+    assert lab.instance(lab.dev) is not None, "what up started is seen, for it is the same"
 
     compose(file, "down")
     assert lab.containers() == {}
 
 
 def test_down_on_one_file_leaves_the_other_agent(compose: Compose, lab: DockerLab) -> None:
-    lab.ok("launch", DEV)
+    lab.ok("launch", lab.dev)
     lab.ok("stop")
-    lab.ok("launch", "lab-po")
-    compose(lab.state / "compose" / "lab-dev.yaml", "down", "--remove-orphans")
-    assert lab.containers() == {"agent-manager-lab-po": "running"}
+    lab.ok("launch", f"{lab.po}")
+    compose(lab.state / "compose" / f"{lab.dev}.yaml", "down", "--remove-orphans")
+    assert lab.containers() == {lab.po_box: "running"}

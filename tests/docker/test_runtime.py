@@ -142,7 +142,7 @@ async def test_the_newest_instance_has_the_name_and_one_that_is_put_back_has_it_
     await kit.runtime.create(new)
 
     def named() -> str:
-        labels: dict[str, str] = api.inspect_container("agent-manager-polite")["Config"]["Labels"]
+        labels: dict[str, str] = api.inspect_container(f"agent-manager-{new.agent}")["Config"]["Labels"]
         return labels["io.agent-manager.instance"]
 
     assert named() == new.id
@@ -155,7 +155,7 @@ async def test_memory_that_the_host_takes_back_is_told(kit: DockerKit, api: dock
     eats = "x = []\nwhile True: x.append(bytearray(1 << 20))\n"
     spec = changed(kit.spec("serves"), command=["python3.11", "-c", eats])
     await kit.runtime.create(spec)
-    api.update_container("agent-manager-serves", mem_limit="32m", memswap_limit="32m")
+    api.update_container(f"agent-manager-{spec.agent}", mem_limit="32m", memswap_limit="32m")
     await kit.runtime.start(spec.id)
     ended = await kit.runtime.wait(spec.id)
     assert (ended.code, ended.out_of_host_memory) == (137, True)
@@ -191,8 +191,8 @@ async def test_its_processes_are_those_of_the_host(kit: DockerKit) -> None:
 async def test_a_broken_label_is_skipped(kit: DockerKit, api: docker.APIClient) -> None:
     spec = kit.spec("serves")
     await kit.runtime.create(spec)
-    labels = api.inspect_container("agent-manager-serves")["Config"]["Labels"]
-    image = api.inspect_container("agent-manager-serves")["Config"]["Image"]
+    labels = api.inspect_container(f"agent-manager-{spec.agent}")["Config"]["Labels"]
+    image = api.inspect_container(f"agent-manager-{spec.agent}")["Config"]["Image"]
     made = api.create_container(image, ["true"], labels=labels | {"io.agent-manager.spec": "{"})
     try:
         assert [instance.spec for instance in await kit.runtime.list()] == [spec]

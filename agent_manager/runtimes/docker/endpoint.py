@@ -54,11 +54,6 @@ class Endpoint:
         """The socket's file, for `unix://`."""
         return Path(self.url.removeprefix("unix://")) if self.url.startswith("unix://") else None
 
-    @property
-    def is_there(self) -> bool:
-        """Whether anything could answer: False for a socket without a file."""
-        return self.socket is None or self.socket.exists()
-
     def require_usable(self) -> None:
         """Raises DockerNotReady, saying why: another machine, not installed, not running, no permission.
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from agent_manager.compose import parse, project_of, to_yaml
 from agent_manager.errors import (
     AgentManagerError,
+    DockerNotReady,
     EngineMissing,
     HostNotReady,
     NotRunning,
@@ -39,6 +40,7 @@ from agent_manager.runtimes.docker.records import (
     Notes,
     document_of,
     instance_of,
+    moment,
     spec_of,
 )
 from agent_manager.runtimes.ports import in_use, require_free
@@ -152,7 +154,10 @@ class DockerRuntime:
         async with streaming(lambda: self._docker.ends(seen["Id"], since_s=since_s)) as ends:
             while instance.exit is None:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(ends.next(), _LOOK_AGAIN_S)
+                    if await asyncio.wait_for(ends.next(), _LOOK_AGAIN_S) is None:
+                        await asyncio.sleep(
+                            _LOOK_AGAIN_S
+                        )  # Docker went, perhaps to come back with it running
                 instance, _ = await self._look(instance_id)
         return instance.exit
 
@@ -161,7 +166,7 @@ class DockerRuntime:
         await to_the_end(self._remove, instance_id)
 
     async def list(self) -> tuple[Instance, ...]:
-        """All instances of this state folder; see Runtime. Nothing, where no Docker is and none ever was used.
+        """All instances of this state folder; see Runtime. Nothing, where Docker cannot be and never was used.
 
         Raises DockerNotReady when Docker was used from here and does not answer now.
         """
@@ -184,9 +189,10 @@ class DockerRuntime:
         async with streaming(
             lambda: self._docker.log(seen["Id"], tail=tail, since_s=since_s, follow=follow)
         ) as pieces:
-            while (piece := await pieces.next()) is not None:
-                for line in lines.feed(piece):
-                    yield line
+            with contextlib.suppress(GoneError):  # removed since we looked, and its log with it
+                while (piece := await pieces.next()) is not None:
+                    for line in lines.feed(piece):
+                        yield line
         for line in lines.finish():
             yield line
 
@@ -244,9 +250,9 @@ class DockerRuntime:
         return next((str(each["Id"]) for each in self._docker.containers(labels)), None)
 
     def _list(self) -> tuple[Instance, ...]:
-        if not self._docker.endpoint.is_there and not self._documents.is_dir():
+        if not self._documents.is_dir() and not self._is_usable():
             return ()
-        found: list[tuple[str, Instance]] = []
+        found: list[tuple[datetime, Instance]] = []
         for summary in self._docker.containers({STATE_LABEL: self._root}):
             spec = spec_of(summary["Labels"])
             if spec is None:
@@ -254,9 +260,16 @@ class DockerRuntime:
                 continue
             with contextlib.suppress(GoneError):  # it was removed meanwhile
                 seen = self._docker.inspect(summary["Id"])
-                found.append((seen["Created"], instance_of(spec, seen, self._notes.read(spec.id))))
+                found.append((moment(seen["Created"]), instance_of(spec, seen, self._notes.read(spec.id))))
         found.sort(key=lambda each: (each[0], each[1].spec.id))
         return tuple(instance for _, instance in found)
+
+    def _is_usable(self) -> bool:
+        try:
+            self._docker.endpoint.require_usable()
+        except DockerNotReady:
+            return False
+        return True
 
     async def _signal(self, container: str, signal: str) -> bool:
         """False when it does not run any more."""
@@ -306,10 +319,10 @@ class DockerRuntime:
             except OSError as error:
                 raise unusable(file, error) from error
             before = self._require_name_ours(spec.agent)
-            if before is not None:
-                self._docker.rename(before["Id"], _aside(before))
             self._notes.forget(spec.id)
             try:
+                if before is not None:
+                    self._docker.rename(before["Id"], _aside(before))
                 self._docker.create(creation(parse(text), file))
             except (ConflictError, GoneError) as error:
                 raise OperationFailed(f"Docker did not create {spec.id}: {error}", where=spec.id) from error
@@ -345,7 +358,7 @@ class DockerRuntime:
         """An instance that is put back has the agent's name again, where that is free."""
         name = project_of(instance.spec.agent)
         if seen["Name"] != f"/{name}":
-            with contextlib.suppress(ConflictError):
+            with contextlib.suppress(ConflictError, GoneError):
                 self._docker.rename(seen["Id"], name)
 
     def _require_free(self, port: int) -> None:
