@@ -43,17 +43,6 @@ def state(tmp_path: Path) -> StateDir:
 
 
 @pytest.fixture(scope="session")
-def ports(request: pytest.FixtureRequest) -> range:
-    """Agent ports of this test process. Each xdist worker has its own, and their engine ports with them."""
-    worker: dict[str, str | int] = getattr(
-        request.config, "workerinput", {"workerid": "gw0", "workercount": 1}
-    )
-    share = len(_PORTS) // int(worker["workercount"])
-    first = _PORTS.start + share * int(str(worker["workerid"]).removeprefix("gw"))
-    return range(first, first + share - ENGINE_PORT_OFFSET)
-
-
-@pytest.fixture(scope="session")
 def docker_host() -> Iterator[str]:
     """Where a Docker answers, as DOCKER_HOST says it: the user's, else one that is started for the tests."""
     from tests.docker.daemon import docker_daemon  # noqa: PLC0415 - most runs have no Docker and need none
@@ -69,6 +58,17 @@ def docker_images(docker_host: str) -> None:
     from tests.docker.images import build_images  # noqa: PLC0415 - likewise
 
     build_images(docker_host, default_folder().parent)
+
+
+@pytest.fixture(scope="session")
+def ports(request: pytest.FixtureRequest) -> range:
+    """Agent ports of this test process. Each xdist worker has its own, and their engine ports with them."""
+    worker: dict[str, str | int] = getattr(
+        request.config, "workerinput", {"workerid": "gw0", "workercount": 1}
+    )
+    share = len(_PORTS) // int(worker["workercount"])
+    first = _PORTS.start + share * int(str(worker["workerid"]).removeprefix("gw"))
+    return range(first, first + share - ENGINE_PORT_OFFSET)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from tests.docker.conftest import docker_lab, owner_step
+from tests.docker.conftest import docker_lab
 from tests.docker.daemon import NoDaemonError, OwnDaemon
 from tests.docker.images import BASE, build_images
 from tests.faults.conftest import Stream, wait_until
@@ -27,8 +27,7 @@ pytestmark = [pytest.mark.docker, pytest.mark.timeout(300)]
 
 def _loading(lab: DockerLab, agent: str) -> subprocess.Popen[str]:
     launch = lab.begin("launch", agent)
-    wait_until(lambda: owner_step(lab) == "loading" or launch.poll() is not None, "it loads")
-    assert launch.poll() is None, launch.communicate()
+    lab.until("loading", launch)
     return launch
 
 

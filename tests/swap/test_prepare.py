@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent_manager.errors import CheckpointUnusable, DoesNotFit, NoGpu, NotYet, UsageError
+from agent_manager.errors import CheckpointUnusable, DockerNotReady, DoesNotFit, NoGpu, UsageError
 from agent_manager.gpu.simulated import CARD_ID, TOTAL_BYTES
+from agent_manager.runtimes.docker.runtime import DockerRuntime
 from agent_manager.swap.prepare import choose_engine, choose_runtime, draft, prepare, probe_of
 from tests.checkpoints.weights import TINY_CONFIG, write_checkpoint
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from .conftest import Lab
 
 
-async def _draft(lab: Lab, **choice: str) -> Draft:
+async def _draft(lab: Lab, **choice: object) -> Draft:
     host = lab.host(**choice)
     return await draft(host, host.catalog.agent("dev"))
 
@@ -59,12 +60,15 @@ class TestTheRuntime:
         host = quick.host()
         assert choose_runtime(host, (await choose_engine(host))[0]).name == "process"
 
-    async def test_docker_is_not_built_yet_and_says_what_to_do(self, quick: Lab) -> None:
-        with pytest.raises(NotYet, match="docker") as raised:
-            await _draft(quick, engine="vllm-cpu")
-        assert "--runtime process" in str(raised.value.hint)
-        with pytest.raises(NotYet):
-            await _draft(quick, runtime="docker")
+    async def test_docker_is_that_of_vllm_and_without_docker_this_is_told(
+        self, quick: Lab, tmp_path: Path
+    ) -> None:
+        nowhere = DockerRuntime(quick.state, environ={"DOCKER_HOST": f"unix://{tmp_path}/no.sock"})
+        runtimes = {"process": quick.runtime, "docker": nowhere}
+        with pytest.raises(DockerNotReady, match="Docker is not running"):
+            await _draft(quick, engine="vllm-cpu", runtimes=runtimes)
+        with pytest.raises(DockerNotReady):
+            await _draft(quick, runtime="docker", runtimes=runtimes)
 
     async def test_one_that_does_not_exist(self, quick: Lab) -> None:
         with pytest.raises(UsageError, match="no runtime named 'podman'") as raised:
