@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 SPEC_RECORD = "spec.json"
 STOP_MARKER = "stop-requested"
+_HALF_MADE = ".new-"
+_HALF_REMOVED = ".removed-"
 _ID = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 
@@ -159,12 +161,16 @@ class Record:
         self._write(handover.EXIT_RECORD, json.dumps(facts).encode())
 
     def create(self, spec: InstanceSpec) -> None:
-        """Make the folder, whole. Raises OperationFailed when it is there already, StateUnusable."""
+        """Make the folder, whole. Raises OperationFailed when it is there already, StateUnusable.
+
+        Only under `locked`: what others left half made or half removed is theirs no more, and goes.
+        """
         instances = ensure(self.folder.parent)
-        made = instances / f".new-{self.id}-{os.getpid()}"
+        for left in (*instances.glob(f"{_HALF_MADE}*"), *instances.glob(f"{_HALF_REMOVED}*")):
+            shutil.rmtree(left, ignore_errors=True)
+        made = instances / f"{_HALF_MADE}{self.id}"
         facts = {"created_ns": time.time_ns(), "spec": asdict(spec)}
         try:
-            shutil.rmtree(made, ignore_errors=True)
             made.mkdir(mode=0o700)
             handover.write_atomically(f"{made}/{SPEC_RECORD}", json.dumps(facts, indent=1).encode())
             if self.folder.exists():
@@ -176,8 +182,8 @@ class Record:
             shutil.rmtree(made, ignore_errors=True)
 
     def remove(self) -> None:
-        """Take the folder away: at once for who lists, then its files. Raises StateUnusable."""
-        doomed = self.folder.parent / f".removed-{self.id}-{time.time_ns()}"
+        """Take the folder away: at once for who lists, then its files. Only under `locked`; raises StateUnusable."""
+        doomed = self.folder.parent / f"{_HALF_REMOVED}{self.id}-{time.time_ns()}"
         try:
             self.folder.rename(doomed)
             shutil.rmtree(doomed)

@@ -38,7 +38,6 @@ def test_at_any_step_the_next_launch_puts_things_right(lab: Lab, step: str) -> N
 
 
 def test_before_the_first_record_of_a_start(lab: Lab) -> None:
-    lab.ok("stop", "--all")
     (lab.state / "instances").mkdir(parents=True)
     with (lab.state / "instances" / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # nobody creates an instance meanwhile

@@ -188,6 +188,15 @@ async def test_foreign_things_among_the_records_are_left_alone(lab: Lab) -> None
     assert (lab.state.instances / "empty").is_dir()
 
 
+async def test_what_others_left_half_made_or_half_removed_goes_with_the_next_instance(lab: Lab) -> None:
+    for name in (".new-po-00000009", ".removed-po-00000008-1"):
+        (lab.state.instances / name).mkdir(parents=True)
+        (lab.state.instances / name / "spec.json").write_text("{")
+    assert await lab.runtime.list() == ()
+    spec = await lab.created("pass")
+    assert {path.name for path in lab.state.instances.iterdir()} == {spec.id, ".lock"}
+
+
 async def test_listing_in_many_places_while_one_changes_everything(lab: Lab) -> None:
     done = asyncio.Event()
 

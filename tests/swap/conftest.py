@@ -18,11 +18,12 @@ from agent_manager.runtimes.process import ProcessRuntime
 from agent_manager.swap import operations, status
 from agent_manager.swap.host import Host, Interrupts
 from agent_manager.swap.notices import AgentStatus, LoadProgress, Notice, Remark, Step, StepBegan
+from tests.conftest import kill_engines
 
 from .engines import ServingRuntime
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
     from pathlib import Path
 
     from agent_manager.gpu.base import Card, GpuProbe
@@ -195,7 +196,7 @@ class Lab:
 
 
 @pytest.fixture
-async def lab(state: StateDir, free_port: FreePort, tmp_path: Path) -> AsyncIterator[Lab]:
+def lab(state: StateDir, free_port: FreePort, tmp_path: Path) -> Iterator[Lab]:
     """Real processes, the simulated engine."""
     made = Lab(
         state=state,
@@ -204,8 +205,7 @@ async def lab(state: StateDir, free_port: FreePort, tmp_path: Path) -> AsyncIter
         runtime=ProcessRuntime(state),
     )
     yield made
-    for instance in await made.runtime.list():
-        await made.runtime.stop(instance.spec.id, grace_s=0)
+    kill_engines(state.root)
 
 
 @pytest.fixture
