@@ -3,16 +3,19 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Tests mostly wait for processes they started, so more of them than CPUs run at once; on two, three took least.
+WORKERS ?= 3
 
 # The program is started hundreds of times here: its bytecode is worth keeping.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test check fix docker e2e bench schema clean
+.PHONY: help demo test check fix docker e2e bench picture clean
 
 help: ## what can be made
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 $(READY): pyproject.toml
+	@echo "installing into $(VENV), once"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable . --group dev
@@ -22,7 +25,7 @@ demo: $(READY) ## the main job on the simulated engine: launch, talk, swap, stat
 	@PATH="$(CURDIR)/$(BIN):$$PATH" docs/demo.sh
 
 test: $(READY) ## all tests that need neither Docker nor a GPU nor a real vLLM
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses $(WORKERS)
 
 check: $(READY) ## lint, types, import contract, generated files up to date
 	$(BIN)/ruff check
@@ -46,6 +49,9 @@ e2e: $(READY) ## real vLLM on the CPU, in processes and in Docker, the built whe
 	$(BIN)/python tests/e2e/prepare.py
 	$(BIN)/python -m tests.docker.debian
 	$(BIN)/pytest -m e2e --timeout=900 tests/e2e
+
+picture: $(READY) ## the README's picture, from a real terminal on the simulated engine
+	$(BIN)/python -m docs.picture
 
 bench: $(READY) ## ratios beside a named yardstick; the table goes to benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks

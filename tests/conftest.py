@@ -26,7 +26,9 @@ settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
 _PREFIX = "AGENT_MANAGER_"
-_ENDING_S = 2.0  # a shim that recorded the end is a moment from its own
+_PORTS = range(20_000, 32_000)
+"""Below those the system gives to outgoing connections, one of which could take a port before its test does."""
+_ENDING_S = 10.0  # a shim that recorded the end is a moment from its own
 
 
 class FreePort(Protocol):
@@ -58,14 +60,24 @@ def docker_images(docker_host: str) -> None:
     build_images(docker_host, default_folder().parent)
 
 
+@pytest.fixture(scope="session")
+def ports(request: pytest.FixtureRequest) -> range:
+    """Agent ports of this test process. Each xdist worker has its own, and their engine ports with them."""
+    worker: dict[str, str | int] = getattr(
+        request.config, "workerinput", {"workerid": "gw0", "workercount": 1}
+    )
+    share = len(_PORTS) // int(worker["workercount"])
+    first = _PORTS.start + share * int(str(worker["workerid"]).removeprefix("gw"))
+    return range(first, first + share - ENGINE_PORT_OFFSET)
+
+
 @pytest.fixture
-def free_port() -> FreePort:
+def free_port(ports: range) -> FreePort:
     given: set[int] = set()
 
     def find() -> int:
-        # Below the ports the system gives to outgoing connections, one of which could take it in between.
         for _ in range(1000):
-            port = random.randrange(20_000, 32_000)  # noqa: S311 - no secret
+            port = random.choice(ports)  # noqa: S311 - no secret
             both = {port, port + ENGINE_PORT_OFFSET}
             if not both & given and all(_is_free(each) for each in both):
                 given.update(both)
@@ -85,6 +97,14 @@ def _leaves_nothing_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator
     left = _processes_left(os.path.realpath(tmp_path_factory.getbasetemp()))
     assert not leaked, f"the test left environment variables behind: {leaked}"
     assert not left, f"the test left processes behind (killed now): {left}"
+
+
+def kill_engines(state: Path) -> None:
+    """End every engine of a state folder; their shims end with them."""
+    for pids in proc.marked_by_instance(os.path.realpath(state)).values():
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def _processes_left(below: str) -> list[str]:

@@ -116,7 +116,7 @@ def _not_a_catalog(path: Path, line: int, message: str, hint: str) -> CatalogInv
 
 def _open_hint(error: OSError) -> str:
     if isinstance(error, FileNotFoundError):
-        return "name an existing file, or write one with 'agent-manager init'"
+        return "name an existing file, such as a copy of the models.yaml that agent-manager comes with"
     if isinstance(error, IsADirectoryError):
         return "name the file itself, such as models.yaml in that folder"
     return "make the file readable for this user"

@@ -74,7 +74,7 @@ def _existing(path: Path, named_by: str) -> Path:
         return path
     raise UsageError(
         f"no catalog at {path} ({named_by})",
-        hint="name an existing file, or write one with 'agent-manager init'",
+        hint="name an existing file, such as a copy of the models.yaml that agent-manager comes with",
         where=str(path),
     )
 
@@ -137,9 +137,7 @@ def _validated(document: Document) -> CatalogSection:
 
 
 def _add_no_mapping(document: Document) -> None:
-    hint = (
-        "begin with 'version: 1', then models and agents; 'agent-manager init' writes a catalog to start from"
-    )
+    hint = "begin with 'version: 1', then models and agents; the models.yaml that comes along shows how"
     empty = document.data is None
     message = "the file is empty" if empty else "expected 'key: value' lines"
     document.report((), message, hint)

@@ -15,6 +15,7 @@ from rich.text import Text
 from agent_manager.cli.output import gib, printable, seconds
 from agent_manager.cli.progress import SIMULATED, Stopwatch, failed, percentage, words
 from agent_manager.engines.phases import READY
+from agent_manager.errors import Interrupted
 from agent_manager.swap.notices import LoadProgress, PullProgress, Remark, Step, StepBegan
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ class LiveProgress:
     ) -> None:
         with contextlib.suppress(*GONE):
             # After an undo only the error that follows knows how the last step ended.
-            self._go_on(None, good=None if kind and self._undoing else kind is None)
+            undone = self._undoing or (kind is not None and issubclass(kind, Interrupted))
+            self._go_on(None, good=None if kind and undone else kind is None)
         try:
             self._live.stop()
         except GONE:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from agent_manager.cli.output import gib, printable, seconds
+from agent_manager.engines.phases import READY
 from agent_manager.swap.notices import LoadProgress, PullProgress, Remark, Step, StepBegan
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class PlainProgress:
         match notice:
             case StepBegan():
                 self._step(notice)
-            case LoadProgress(agent=agent, phase=phase) if phase.name != self._phase:
+            case LoadProgress(agent=agent, phase=phase) if phase.name not in {self._phase, READY}:
                 self._phase = phase.name
                 self._write(f"loading {agent}: {phase.name}")
             case PullProgress(model=model, done_bytes=done, total_bytes=total):

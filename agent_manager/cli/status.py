@@ -60,8 +60,7 @@ def print_report(report: StatusReport, output: Output) -> None:
     """The card, who owns it, and a table of the agents."""
     if report.card is not None:
         card = report.card
-        mark = " (simulated)" if card.simulated else ""
-        output.result(f"{card.name}{mark}: {gib(card.used_bytes)} of {gib(card.total_bytes)} used")
+        output.result(f"{card.name}: {gib(card.used_bytes)} of {gib(card.total_bytes)} used")
     if report.owner is not None:
         owner = report.owner
         output.result(f"owned by {owner.kind} '{owner.verb}' (pid {owner.pid})")

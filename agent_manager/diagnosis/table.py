@@ -200,7 +200,12 @@ _HOST = (
     ),
     _rule(r"\[Errno 28\] No space left on device", "the disk, or /dev/shm, is full", "free some space"),
     _rule(
-        r"No module named '?vllm'?(?![.\w])|No package metadata was found for vllm",
+        r"No package metadata was found for vllm",
+        "this build of vLLM is installed under another name, and its own 'vllm serve' does not find it",
+        "set command of the engine to [<its python>, -m, vllm.entrypoints.openai.api_server, --model]",
+    ),
+    _rule(
+        r"No module named '?vllm'?(?![.\w])",
         "vLLM is not installed where the engine's command looks for it",
         "install it there, or set command of the engine to the vllm that is installed",
     ),

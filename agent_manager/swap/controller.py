@@ -12,6 +12,7 @@ import contextlib
 import secrets
 import time
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from agent_manager.engines.client import EngineClient
@@ -121,26 +122,29 @@ class Controller:
             case ev.Drain(occupant=occupant):
                 self._begin(Step.DRAINING, occupant.agent)
                 expired = ev.DrainExpired(instance_id=occupant.instance_id)
-                self._spawn(self._drain(effect), lambda _: expired)
+                self._spawn(partial(self._drain, effect), lambda _: expired)
             case ev.Stop(occupant=occupant):
                 self._begin(Step.STOPPING, occupant.agent)
                 id_ = occupant.instance_id
-                self._spawn(self._stop(effect), lambda error: ev.StopFailed(instance_id=id_, reason=error))
+                self._spawn(
+                    partial(self._stop, effect), lambda error: ev.StopFailed(instance_id=id_, reason=error)
+                )
             case ev.AwaitMemory():
-                self._spawn(self._await_memory(effect), lambda error: ev.MemoryHeld(reason=error))
+                self._spawn(partial(self._await_memory, effect), lambda error: ev.MemoryHeld(reason=error))
             case ev.Start(agent=agent):
                 self._begin(Step.STARTING, agent)
                 spec = self._new_instance()
                 self._spawn(
-                    self._start(spec), lambda error: ev.StartFailed(reason=error, instance_id=spec.id)
+                    partial(self._start, spec),
+                    lambda error: ev.StartFailed(reason=error, instance_id=spec.id),
                 )
             case ev.StartAgain(occupant=occupant):
                 self._begin(Step.STARTING, occupant.agent, restoring=True)
-                self._spawn(self._start_again(occupant), lambda error: ev.StartFailed(reason=error))
+                self._spawn(partial(self._start_again, occupant), lambda error: ev.StartFailed(reason=error))
             case ev.AwaitReady(occupant=occupant):
                 id_ = occupant.instance_id
                 failed = lambda error: ev.LoadFailed(instance_id=id_, reason=error)  # noqa: E731 - one line of many
-                self._spawn(self._await_ready(effect), failed)
+                self._spawn(partial(self._await_ready, effect), failed)
             case ev.Remove(instance_id=instance_id):
                 await self._remove(instance_id)
             case ev.Abandon():
@@ -148,10 +152,12 @@ class Controller:
             case ev.Finish() | ev.Grant() | ev.Reject():
                 pass  # `run` returns the outcome; requests reach the machine through a gateway only
 
-    def _spawn(self, work: Awaitable[ev.Event], failed: Callable[[Exception], ev.Event]) -> None:
+    def _spawn(
+        self, work: Callable[[], Awaitable[ev.Event]], failed: Callable[[Exception], ev.Event]
+    ) -> None:
         async def guarded() -> None:
             try:
-                event = await work
+                event = await work()
             except Exception as error:  # noqa: BLE001 - the top of a task: it becomes the failure event
                 event = failed(error)
             self._events.put_nowait((asyncio.current_task(), event))
@@ -186,7 +192,8 @@ class Controller:
                 if load is not None and not told:
                     told = True
                     count = load.running + load.waiting
-                    self._listener(Remark(message=f"{spec.agent} finishes {count} requests first"))
+                    requests = "1 request" if count == 1 else f"{count} requests"
+                    self._listener(Remark(message=f"{spec.agent} finishes {requests} first"))
                 await asyncio.wait((ended,), timeout=DRAIN_POLL_S)
         finally:
             ended.cancel()

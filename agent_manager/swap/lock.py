@@ -50,10 +50,13 @@ class CardLock:
 
 
 @contextlib.asynccontextmanager
-async def own_card(state: StateDir, card: str, *, verb: str, wait_s: float = 0.0) -> AsyncIterator[CardLock]:
+async def own_card(
+    state: StateDir, card: str, *, verb: str, wait_s: float = 0.0, unannounced: bool = False
+) -> AsyncIterator[CardLock]:
     """Hold the card's lock, waiting up to `wait_s` for it.
 
-    Raises CardBusy naming who holds it, StateUnusable when the folder cannot be written.
+    Raises CardBusy naming who holds it, StateUnusable when the folder cannot be written. `unannounced`: hold it
+    even if the disk is too full to say who does, for what only gives things back.
     """
     folder = ensure(state.card(card))
     descriptor = _open(folder / "lock")
@@ -63,7 +66,8 @@ async def own_card(state: StateDir, card: str, *, verb: str, wait_s: float = 0.0
         try:
             lock.tell()
         except OSError as error:
-            raise unusable(folder, error) from error
+            if not unannounced:
+                raise unusable(folder, error) from error
         try:
             yield lock
         finally:
@@ -83,7 +87,8 @@ def read_owner(state: StateDir, card: str) -> Owner | None:
             step=facts["step"],
             agent=facts["agent"],
         )
-        alive = _start_ticks(owner.pid) == facts["start_ticks"]
+        started = _start_ticks(owner.pid)
+        alive = started is not None and started == facts["start_ticks"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return owner if alive else None

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from agent_manager.runtimes.base import Instance, Runtime
 
 LOG_LINES = 400
+LOOKS = 3
+"""How often an engine that was ready must fail to answer before it counts as broken and may be killed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,11 +66,21 @@ async def find(runtimes: Mapping[str, Runtime], card: str, fingerprint: str | No
     """What is on `card`, oldest first; `fingerprint` is that of the engine that is wanted, if one is."""
     everything, _ = await instances(runtimes)
     mine = [instance for instance in everything if instance.spec.card == card]
-    observed = await asyncio.gather(*(observe(runtimes[each.runtime], each) for each in mine))
+    observed = await asyncio.gather(*(_observe_well(runtimes[each.runtime], each) for each in mine))
     return tuple(
         Found(instance=each.instance, life=each.life, wanted=each.instance.spec.fingerprint == fingerprint)
         for each in observed
     )
+
+
+async def _observe_well(runtime: Runtime, instance: Instance) -> Observed:
+    # A long prompt can keep a busy engine from answering for seconds; killing it would lose its requests.
+    seen = await observe(runtime, instance)
+    for _ in range(LOOKS - 1):
+        if seen.life is not Life.BROKEN:
+            break
+        seen = await observe(runtime, instance)
+    return seen
 
 
 async def _tail(runtime: Runtime, instance: Instance) -> tuple[str, ...]:

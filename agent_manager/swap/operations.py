@@ -144,19 +144,20 @@ async def stop(
             )
     if not there and not everything:
         raise NotRunning("nothing is running", hint="'agent-manager launch AGENT' puts one on the card")
-    wanted = set(agents) or present
     stopped: list[str] = []
-    for card in sorted({instance.spec.card for instance in there if instance.spec.agent in wanted}):
+    for card in sorted({each.spec.card for each in there if not agents or each.spec.agent in agents}):
         verb = " ".join(("stop", *agents))
-        async with own_card(host.state, card, verb=verb, wait_s=wait_s) as lock:
-            stopped += await _empty(host, card, wanted, lock, listener, drain_timeout_s)
+        async with own_card(host.state, card, verb=verb, wait_s=wait_s, unannounced=True) as lock:
+            stopped += await _empty(host, card, agents, lock, listener, drain_timeout_s)
     return StopResult(stopped=tuple(dict.fromkeys(stopped)))
 
 
 async def _empty(
-    host: Host, card: str, agents: set[str], lock: CardLock, listener: Listener, drain_timeout_s: float
+    host: Host, card: str, agents: Sequence[str], lock: CardLock, listener: Listener, drain_timeout_s: float
 ) -> list[str]:
-    found = [each for each in await find(host.runtimes, card, None) if each.instance.spec.agent in agents]
+    # Looked at again: another operation may have had the card while we waited for it.
+    found = await find(host.runtimes, card, None)
+    found = tuple(each for each in found if not agents or each.instance.spec.agent in agents)
     taken = take_over(found)
     probe = probe_of(host, found[0].instance.spec.engine) if found else None
     if probe is None:

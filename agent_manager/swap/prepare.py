@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from agent_manager.checkpoints.disk import Missing, facts_of, hub_cache_from, locate
 from agent_manager.compose import command_line, here, render
-from agent_manager.engines.base import Source
+from agent_manager.engines.base import CardKind, Source
 from agent_manager.engines.registry import engine_named
 from agent_manager.errors import CheckpointUnusable, DoesNotFit, Interrupted, NoGpu, UsageError
 from agent_manager.planning.base import Demand, Fit, Shortfall
@@ -134,7 +134,7 @@ def finish(drafted: Draft, fit: Fit) -> Prepared:
     """The command and the instance that come of a draft that fits."""
     agent, engine, card = drafted.agent, drafted.engine, drafted.card
     command = engine.command(agent, fit, drafted.source, drafted.settings, port=agent.engine_port)
-    argv, env, document = command.argv, command.env, None
+    argv, env, document = command.argv, {**command.env, **_pinned(engine, card)}, None
     if drafted.place is not None:
         document = render(agent, fit, drafted.source, drafted.settings, engine, drafted.place)
         argv, env = command_line(document), {}
@@ -161,6 +161,11 @@ def finish(drafted: Draft, fit: Fit) -> Prepared:
         fit=fit,
         spec=spec,
     )
+
+
+def _pinned(engine: Engine, card: Card) -> dict[str, str]:
+    """The card that is planned and locked is the one that a process sees, whatever its number."""
+    return {"CUDA_VISIBLE_DEVICES": card.id} if engine.card_kind is CardKind.GPU else {}
 
 
 async def choose_engine(host: Host) -> tuple[Engine, GpuProbe, Card]:

@@ -33,6 +33,10 @@ BUSY_SHARE = 0.02
 """CPU time below this share of the elapsed time is an idle event loop, not a load that makes progress."""
 ANSWER_TIMEOUT_S = 120.0
 TAIL_LINES = 400
+PROBES = 3
+"""One unanswered probe of a busy engine means nothing; a port that refuses is asked as often in no time."""
+ENDING_S = 5.0
+"""How long an engine that broke off an answer may take to be gone; the shim gives its workers 2 s."""
 
 
 class LoadWatch:
@@ -59,6 +63,9 @@ class LoadWatch:
         watchers = (answered, ended, stalled)
         try:
             await asyncio.wait(watchers, return_when=asyncio.FIRST_COMPLETED)
+            if answered.done() and answered.exception() and not await self._healthy():
+                # It is going down, and how it ends says more than the answer that it broke off.
+                await asyncio.wait((ended,), timeout=ENDING_S)
             if ended.done():
                 # What it said last is why it ended: read it all before judging.
                 await asyncio.wait((follow,), timeout=2.0)
@@ -92,7 +99,7 @@ class LoadWatch:
             before, seen_at = now, now_at
             if now_at - self._progressed_at > self._stall_timeout_s:
                 raise EngineFailed(
-                    f"{self._spec.agent} made no progress for {self._stall_timeout_s:.0f} s while loading"
+                    f"{self._spec.agent} made no progress for {self._stall_timeout_s:g} s while loading"
                     f"{self._last_words()}",
                     hint=f"see 'agent-manager logs {self._spec.agent}', or raise the engine's stall_timeout",
                     where=f"agents.{self._spec.agent}",
@@ -105,7 +112,7 @@ class LoadWatch:
             await asyncio.sleep(POLL_FIRST_S if early else POLL_LATER_S)
         self._answering = True  # the log is read a moment later than the port answers
         self._listener(StepBegan(step=Step.CHECKING, agent=self._spec.agent))
-        names = await self._client.models()
+        names = await self._names()
         port = self._spec.engine_port
         if self._spec.agent not in names:
             raise EngineFailed(
@@ -116,10 +123,23 @@ class LoadWatch:
         timeout_s = min(ANSWER_TIMEOUT_S, self._stall_timeout_s)
         await self._client.complete_once(self._spec.agent, timeout_s=timeout_s)
         # An engine that answers and dies in the same breath is not ready.
-        if not await self._client.health():
+        if not await self._healthy():
             raise EngineFailed(
                 f"{self._spec.agent} answered once and is gone", where=f"agents.{self._spec.agent}"
             )
+
+    async def _healthy(self) -> bool:
+        for _ in range(PROBES):
+            if await self._client.health():
+                return True
+        return False
+
+    async def _names(self) -> tuple[str, ...]:
+        for _ in range(PROBES - 1):
+            if names := await self._client.models():
+                return names
+            await asyncio.sleep(POLL_LATER_S)
+        return await self._client.models()
 
     def _failed(self, end: Exit) -> EngineFailed:
         return engine_failed(self._spec, self._tail, end)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, cast
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+ENDLESS_BYTES = 1 << 30
 
 ERRORS = {
     "no-repo": (404, "RepoNotFound"),
@@ -29,7 +31,8 @@ class LoopbackHub:
     """One repository with `files`, at `COMMIT`. `requests` are the methods and paths asked for so far.
 
     `fault` is a key of ERRORS; `gated`: files are refused, as the Hub does, and the rest is told. `truncate` names a
-    file whose connection breaks half-way, once. `claimed_bytes` are sizes announced in place of the real ones.
+    file whose connection breaks half-way, once. `endless` names one of 1 GiB, which comes slowly (`sent_bytes` so
+    far). `claimed_bytes` are sizes announced in place of the real ones.
     """
 
     repo: str
@@ -37,6 +40,8 @@ class LoopbackHub:
     fault: str | None = None
     gated: bool = False
     truncate: str | None = None
+    endless: str | None = None
+    sent_bytes: int = 0
     claimed_bytes: Mapping[str, int] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     url: str = ""
@@ -85,8 +90,9 @@ class Handler(BaseHTTPRequestHandler):
     def entry(self, name: str) -> dict[str, object]:
         """A file in the listing of a commit."""
         content = self.hub.files[name]
+        size = ENDLESS_BYTES if name == self.hub.endless else len(content)
         blob = hashlib.sha1(content, usedforsecurity=False).hexdigest()
-        return {"type": "file", "path": name, "size": len(content), "oid": blob}
+        return {"type": "file", "path": name, "size": size, "oid": blob}
 
     def refuse(self, status: int, code: str) -> None:
         self.send_response(status)
@@ -107,24 +113,36 @@ class Handler(BaseHTTPRequestHandler):
         if content is None:
             self.refuse(404, "EntryNotFound")
             return
+        length = ENDLESS_BYTES if name == self.hub.endless else len(content)
         first = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
         self.send_response(206 if first else 200)
         self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("X-Linked-Size", str(self.hub.claimed_bytes.get(name, len(content))))
+        self.send_header("X-Linked-Size", str(self.hub.claimed_bytes.get(name, length)))
         self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
         self.send_header("Accept-Ranges", "bytes")
-        self.send_header("Content-Length", str(len(content) - first))
+        self.send_header("Content-Length", str(length - first))
         if first:
-            self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
+            self.send_header("Content-Range", f"bytes {first}-{length - 1}/{length}")
         self.end_headers()
         if self.command == "HEAD":
             return
-        if name == self.hub.truncate:
+        if name == self.hub.endless:
+            self.answer_slowly(length - first)
+        elif name == self.hub.truncate:
             self.hub.truncate = None
             self.wfile.write(content[: len(content) // 2])
             self.close_connection = True
         else:
             self.wfile.write(content[first:])
+
+    def answer_slowly(self, length: int) -> None:
+        """Send zeros, some 100 MB/s, for as long as somebody takes them."""
+        self.close_connection = True
+        with suppress(ConnectionError):
+            while length > 0:
+                length -= self.wfile.write(bytes(min(length, 1 << 20)))
+                self.hub.sent_bytes += 1 << 20
+                time.sleep(0.01)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import pytest
 
 from agent_manager.cli import app
 from tests.cli.program import Program, Result, make_program
+from tests.conftest import kill_engines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,8 +23,7 @@ def program(tmp_path: Path, free_port: FreePort) -> Iterator[Program]:
     """Quick and simulated; whatever it still runs is stopped in the end."""
     made = make_program(tmp_path, free_port)
     yield made
-    if (tmp_path / "state" / "instances").is_dir():
-        made.run("stop", "--all", "--drain-timeout", "0")
+    kill_engines(tmp_path / "state")
 
 
 class Call(Protocol):

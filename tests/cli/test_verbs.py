@@ -54,7 +54,7 @@ def test_the_main_job(program: Program) -> None:
 
     table = program.run("ps")
     assert (table.code, table.err) == (0, "")
-    assert re.match(r"Simulated 16 GB card \(simulated\): \d+\.\d\d GiB of 15\.47 GiB used\n\n", table.out)
+    assert re.match(r"Simulated 16 GB card: \d+\.\d\d GiB of 15\.47 GiB used\n\n", table.out)
     row = next(line for line in table.out.splitlines() if line.startswith("dev "))
     assert re.match(rf"dev +ready +\d+ s ago +simulated +tiny +\d+\.\d\d GiB +{dev}$", row)
 

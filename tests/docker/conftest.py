@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 from contextlib import contextmanager, suppress
@@ -172,11 +171,3 @@ def foreign(docker_host: str, docker_images: None) -> Iterator[Foreign]:
     for container in somebody.made:
         api.remove_container(container, force=True)
     api.close()
-
-
-def owner_step(lab: Lab) -> str | None:
-    """What the operation under way is at."""
-    for path in lab.state.glob("cards/*/owner.json"):
-        with suppress(OSError, ValueError, KeyError):
-            return str(json.loads(path.read_text())["step"])
-    return None

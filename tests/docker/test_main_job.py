@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from tests.docker.conftest import docker_lab, owner_step
+from tests.docker.conftest import docker_lab
 from tests.docker.daemon import NoDaemonError, OwnDaemon
 from tests.docker.images import BASE, build_images
-from tests.faults.conftest import wait_until
-from tests.faults.test_bad_luck import _Stream
+from tests.faults.conftest import Stream, wait_until
 
 if TYPE_CHECKING:
     import subprocess
@@ -28,8 +27,7 @@ pytestmark = [pytest.mark.docker, pytest.mark.timeout(300)]
 
 def _loading(lab: DockerLab, agent: str) -> subprocess.Popen[str]:
     launch = lab.begin("launch", agent)
-    wait_until(lambda: owner_step(lab) == "loading" or launch.poll() is not None, "it loads")
-    assert launch.poll() is None, launch.communicate()
+    lab.until("loading", launch)
     return launch
 
 
@@ -42,7 +40,7 @@ def test_an_agent_is_launched_swapped_and_stopped(lab: DockerLab) -> None:
     assert claim.stat().st_size, "what the engine holds of the card is seen from outside"
     assert lab.status()["gpu"]["used_bytes"] > 0
 
-    stream = _Stream(lab, lab.po, tokens=60)
+    stream = Stream(lab, lab.po, tokens=60)
     lab.ok("launch", lab.dev)
     assert stream.finished(), "a stream that ran when the swap began is finished first"
     assert lab.answers(lab.dev)

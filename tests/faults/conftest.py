@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from agent_manager.runtimes import proc
 from tests.checkpoints.weights import TINY_CONFIG, write_checkpoint
+from tests.conftest import kill_engines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from tests.conftest import FreePort
 
@@ -113,11 +117,11 @@ class Lab:
         assert done.code == 0, f"{arguments} ended with {done.code}: {done.err}"
         return done.out
 
-    def begin(self, *arguments: str) -> subprocess.Popen[str]:
+    def begin(self, *arguments: str, **environ: str) -> subprocess.Popen[str]:
         """Begin a command and go on."""
         process = subprocess.Popen(
             [*PROGRAM, *arguments],
-            env=self.environ,
+            env={**self.environ, **environ},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -131,6 +135,71 @@ class Lab:
         out, err = process.communicate(timeout=PATIENCE_S)
         assert "Traceback" not in err, err
         return Done(code=process.returncode, out=out, err=err)
+
+    def begin_until(self, step: str, *arguments: str) -> subprocess.Popen[str]:
+        """Begin a command and go on once it is at that step of its swap."""
+        process = self.begin(*arguments)
+        self.until(step, process)
+        return process
+
+    def until(self, step: str, process: subprocess.Popen[str]) -> None:
+        """Wait until a command is at that step, which it tells whoever looks at the card."""
+        wait_until(lambda: self.step == step or process.poll() is not None, f"it is {step}")
+        assert process.poll() is None, f"it ended before it was {step}: {process.communicate()}"
+
+    @property
+    def step(self) -> str | None:
+        for path in self.state.glob("cards/*/owner.json"):
+            with contextlib.suppress(OSError, ValueError):
+                return str(json.loads(path.read_text())["step"])
+        return None
+
+    @contextlib.contextmanager
+    def card_held(self) -> Iterator[None]:
+        """Have the card for ourselves meanwhile: whoever wants it has to wait."""
+        with self.lock_file.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+
+    def until_it_waits(self, process: subprocess.Popen[str]) -> None:
+        """Wait until a command waits for the card (it has the lock's file open)."""
+
+        def waits() -> bool:
+            for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    if descriptor.readlink() == self.lock_file.resolve():
+                        return True
+            return process.poll() is not None
+
+        wait_until(waits, "it waits for the card")
+        assert process.poll() is None, f"it ended before it waited: {process.communicate()}"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.state / "cards" / "SIM-0" / "lock"
+
+    @contextlib.contextmanager
+    def frozen(self, agent: str) -> Iterator[None]:
+        """Let an engine get no further meanwhile, however slow this machine is."""
+        pids = self.pids(agent)
+        assert pids, f"{agent} has no engine"
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in pids & self.pids(agent):
+                os.kill(pid, signal.SIGCONT)
+
+    def pids(self, agent: str) -> frozenset[int]:
+        """The processes of an agent's engines."""
+        found = [pids for instance, pids in self.engines().items() if instance.startswith(f"{agent}-")]
+        return frozenset().union(*found)
+
+    def shims(self) -> list[int]:
+        """Who supervises engines here, alive or not, newest last."""
+        paths = sorted((self.state / "instances").glob("*/shim.json"), key=lambda path: path.stat().st_mtime)
+        return [int(json.loads(path.read_text())["shim_pid"]) for path in paths]
 
     def status(self) -> dict[str, Any]:
         answer: dict[str, Any] = json.loads(self.ok("status", "--json"))
@@ -167,6 +236,31 @@ class Lab:
         assert records == set(self.engines()), "records and processes differ"
 
 
+class Stream:
+    """A client in the middle of a streamed answer."""
+
+    def __init__(self, lab: Lab, agent: str, tokens: int) -> None:
+        self._connection = HTTPConnection("127.0.0.1", lab.ports[agent], timeout=PATIENCE_S)
+        body = {"model": agent, "prompt": "tell me", "max_tokens": tokens, "ignore_eos": True, "stream": True}
+        self._connection.request(
+            "POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"}
+        )
+        self._response = self._connection.getresponse()
+        assert self._response.readline().startswith(b"data: ")
+        self._rest = b""
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        self._rest = self._response.read()
+
+    def finished(self) -> bool:
+        """Wait for the end; whether the whole answer came."""
+        self._reader.join(timeout=PATIENCE_S)
+        self._connection.close()
+        return b"[DONE]" in self._rest and b'"error"' not in self._rest
+
+
 @pytest.fixture
 def lab(tmp_path: Path, free_port: FreePort) -> Iterator[Lab]:
     lab = Lab(folder=tmp_path, ports={"po": free_port(), "dev": free_port()})
@@ -175,12 +269,7 @@ def lab(tmp_path: Path, free_port: FreePort) -> Iterator[Lab]:
         if process.poll() is None:
             process.kill()
         process.communicate()
-    if lab.engines():
-        lab.catalog()
-        lab.run("stop", "--all", "--drain-timeout", "0")
-    for pids in lab.engines().values():
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
+    kill_engines(lab.state)
 
 
 @pytest.fixture

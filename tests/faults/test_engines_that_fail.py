@@ -73,7 +73,7 @@ def test_an_engine_that_is_killed_while_it_loads(lab: Lab) -> None:
     launch = lab.begin("launch", "dev")
     wait_until(lambda: lab.agents_running() == ["dev"], "dev loads")
     lab.catalog()
-    for pid in _pids(lab, "dev"):
+    for pid in lab.pids("dev"):
         os.kill(pid, signal.SIGKILL)
     done = lab.end(launch)
     assert done.code == 1
@@ -97,10 +97,10 @@ def test_an_engine_that_dies_after_it_was_ready_is_shown_as_failed_and_replaced(
 def test_workers_that_outlive_their_engine_go_too(lab: Lab) -> None:
     lab.catalog(dev="leave-workers")
     lab.ok("launch", "dev")
-    pids = _pids(lab, "dev")
+    pids = lab.pids("dev")
     assert len(pids) > 1
     os.kill(min(pids), signal.SIGKILL)
-    wait_until(lambda: not _pids(lab, "dev"), "workers are gone")
+    wait_until(lambda: not lab.pids("dev"), "workers are gone")
     lab.ok("launch", "po")
     assert lab.agents_running() == ["po"]
     lab.settled()
@@ -117,19 +117,14 @@ def test_an_engine_that_ignores_sigterm_is_killed(lab: Lab) -> None:
 def test_a_healthy_engine_that_does_not_complete_is_replaced_by_a_launch(lab: Lab) -> None:
     lab.catalog()
     lab.ok("launch", "po")
-    pid = min(_pids(lab, "po"))
+    pid = min(lab.pids("po"))
     before = set(lab.engines())
     os.kill(pid, signal.SIGSTOP)
     try:
         done = lab.run("launch", "po")
     finally:
-        for stopped in {pid} & _pids(lab, "po"):
+        for stopped in {pid} & lab.pids("po"):
             os.kill(stopped, signal.SIGCONT)
     assert done.code == 0, done.err
     assert set(lab.engines()) != before
     assert lab.answers("po")
-
-
-def _pids(lab: Lab, agent: str) -> frozenset[int]:
-    found = [pids for instance, pids in lab.engines().items() if instance.startswith(f"{agent}-")]
-    return frozenset().union(*found)
