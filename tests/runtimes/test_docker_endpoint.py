@@ -103,6 +103,28 @@ def test_a_socket_that_nobody_listens_on_is_a_docker_that_is_down(tmp_path: Path
         find_endpoint({"DOCKER_HOST": f"unix://{path}"}).require_usable()
 
 
+def test_a_user_who_may_not_use_it_is_told_how_to(tmp_path: Path) -> None:
+    path = tmp_path / "docker.sock"
+    program = (
+        "import os, sys\n"
+        "from agent_manager.errors import DockerNotReady\n"
+        "from agent_manager.runtimes.docker.endpoint import find_endpoint\n"
+        "if os.getuid() == 0: os.setuid(65534)\n"  # root may do everything
+        "try: find_endpoint({'DOCKER_HOST': 'unix://' + sys.argv[1]}).require_usable()\n"
+        "except DockerNotReady as error: print(error.message, error.hint, sep='\\n')\n"
+    )
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+        sock.listen()
+        path.chmod(0)
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(path)], check=True, capture_output=True, text=True
+        )
+    message, hint = done.stdout.splitlines()
+    assert message == f"this user may not use Docker: no permission on {path}"
+    assert "usermod -aG docker" in hint
+
+
 def test_a_file_is_no_socket(tmp_path: Path) -> None:
     path = tmp_path / "docker.sock"
     path.touch()
