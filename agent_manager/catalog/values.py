@@ -30,7 +30,7 @@ IMAGE = (
     r"(:(?P<tag>\w[\w.-]{0,127}))?(@(?P<digest>sha256:[0-9a-f]{64}))?"
 )
 FAULT = (
-    r"refuse-start|oom|crash-after:[1-9][0-9]{0,5}|crash-at-load:(100|[0-9]{1,2})|hang-load|hang|ignore-sigterm"
+    r"refuse-start|oom|crash-after:[0-9]{1,6}|crash-at-load:(100|[0-9]{1,2})|hang-load|hang|ignore-sigterm"
     r"|slow-stop:[0-9]{1,4}(\.[0-9]{1,3})?|lie-in-health|leave-workers"
 )
 FAULT_NAMES = (

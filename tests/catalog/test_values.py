@@ -120,7 +120,7 @@ def test_faults(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "boom", "crash-after", "crash-after:0", "crash-at-load:101", "oom,", "oom;hang", 5]
+    "text", ["", "boom", "crash-after", "crash-after:-1", "crash-at-load:101", "oom,", "oom;hang", 5]
 )
 def test_what_is_no_fault(text: object) -> None:
     with pytest.raises(RefusedError, match="no such fault"):
