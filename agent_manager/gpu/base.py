@@ -38,6 +38,54 @@ class Card:
         return self.total_bytes - self.free_bytes
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuSample:
+    """Everything a GPU says of itself at one moment; None is a reading it does not support.
+
+    `total_bytes` and `free_bytes` are counted as in Card, `processes` is by pid. Percents are 0-100.
+    `throttle_reasons` are NVML's clock event reasons in words, empty when the clocks run free;
+    `performance_state` is 0 (fastest) to 15.
+    """
+
+    index: int
+    uuid: str
+    name: str
+    total_bytes: int
+    free_bytes: int
+    utilization_pct: int | None = None
+    memory_utilization_pct: int | None = None
+    temperature_c: int | None = None
+    power_w: float | None = None
+    power_limit_w: float | None = None
+    sm_clock_mhz: int | None = None
+    memory_clock_mhz: int | None = None
+    fan_pct: int | None = None
+    performance_state: int | None = None
+    throttle_reasons: tuple[str, ...] | None = None
+    processes: tuple[MemoryHolder, ...] = ()
+    simulated: bool = False
+
+    @property
+    def used_bytes(self) -> int:
+        """What is taken, by whomever."""
+        return self.total_bytes - self.free_bytes
+
+
+class GpuSampler(Protocol):
+    """Samples one GPU again and again, through one session. Never changes anything."""
+
+    def sample(self) -> GpuSample:
+        """The GPU now; bounded, some tens of microseconds. Raises HostNotReady (NoGpu for a GPU).
+
+        After an error the next call opens the session anew: a driver that comes back is read again.
+        """
+        ...
+
+    def close(self) -> None:
+        """End the session. Never raises."""
+        ...
+
+
 class GpuProbe(Protocol):
     """Reads one card. Never changes anything."""
 

@@ -1,0 +1,80 @@
+"""What `gpu-stats` knows of one moment: the card, the agents on it, the last swaps. Values only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from agent_manager.gpu.base import GpuSample
+    from agent_manager.swap.notices import AgentState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traffic:
+    """What an engine did since the sample before; None where nothing of the kind happened or it does not tell.
+
+    Requests are counts now. Tokens are per second over the interval. Latencies are medians over the interval,
+    from the engine's histograms, in seconds. `kv_cache_usage` and `prefix_cache_hit_rate` are 0-1.
+    """
+
+    running: int
+    waiting: int
+    prompt_tokens_per_s: float | None = None
+    generation_tokens_per_s: float | None = None
+    time_to_first_token_s: float | None = None
+    inter_token_latency_s: float | None = None
+    kv_cache_usage: float | None = None
+    prefix_cache_hit_rate: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentSample:
+    """One agent that is on a card, or coming or leaving.
+
+    `used_bytes` is what its processes hold of the card; None where the driver does not say (WSL2), and then
+    `claim_bytes`, what it was given at its start, is the best there is. `phase` and `phase_percent` while it
+    loads. `concurrency` is how many requests of the full `context` fit at once. `traffic` None: no answer yet.
+    """
+
+    name: str
+    state: AgentState
+    engine: str
+    runtime: str
+    model: str
+    port: int
+    pids: tuple[int, ...]
+    used_bytes: int | None
+    claim_bytes: int | None
+    phase: str | None = None
+    phase_percent: int | None = None
+    context: int | None = None
+    concurrency: float | None = None
+    traffic: Traffic | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwapSample:
+    """A swap that was done: who came, who left for it (None: the card was empty), when, and how long it took."""
+
+    at: datetime
+    arrived: str
+    left: str | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatsSample:
+    """One moment. `gpu` is None when the card cannot be read now, and a note says why.
+
+    `processes` of the GPU that belong to no agent are told by their absence from every agent's `pids`.
+    `swaps` are the last ones, newest first.
+    """
+
+    at: datetime
+    gpu: GpuSample | None
+    agents: tuple[AgentSample, ...]
+    swaps: tuple[SwapSample, ...]
+    notes: tuple[str, ...] = ()
