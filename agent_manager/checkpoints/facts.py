@@ -6,38 +6,53 @@ Pure: nothing here touches the disk. An architecture whose memory this program c
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
+from agent_manager.checkpoints.quantization import (
+    Quantization,
+    declares_fp8_kv_cache,
+    mapping,
+    quantization_of,
+)
 from agent_manager.errors import CheckpointUnusable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
+
+    from agent_manager.checkpoints.headers import Tensor
 
 DENSE: Final = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"})
 """Full attention in every layer, one KV head size."""
+MOE: Final = frozenset({"Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM"})
+"""The same attention, with experts for a feed-forward layer."""
 HYBRID: Final = frozenset({"Qwen3_5ForCausalLM", "Qwen3_5ForConditionalGeneration"})
 """Gated DeltaNet layers beside full attention: only the latter hold KV for each token."""
+HYBRID_MOE: Final = frozenset(
+    {"Qwen3NextForCausalLM", "Qwen3_5MoeForCausalLM", "Qwen3_5MoeForConditionalGeneration"}
+)
+"""Both."""
+PLANNED: Final = DENSE | MOE | HYBRID | HYBRID_MOE
+"""Every architecture whose memory can be planned."""
 
-HEADER_LENGTH_BYTES: Final = 8
-MAX_HEADER_BYTES: Final = 100_000_000
-"""The limit of the safetensors library itself (safetensors/src/tensor.rs, MAX_HEADER_SIZE)."""
-
-_LINEAR_STATE_ELEMENT_BYTES: Final = 4
+_STATE_ELEMENT_BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
 _CONV_ELEMENT_BYTES: Final = 2
 _DEFAULT_FULL_ATTENTION_INTERVAL: Final = 4
+_DEFAULT_HYBRID_ROTARY_SHARE: Final = 0.25
 _ROTARY_ELEMENT_BYTES: Final = 2
 _MULTIMODAL_ROTARY_FACTOR: Final = 4
 _NOT_LOADED_PREFIXES: Final = ("visual.", "model.visual.", "mtp.", "model.mtp.")
+_EXPERTS: Final = ".mlp.experts."
+_AS_TRAINED_DTYPES: Final = frozenset({"BF16", "F16", "F32"})
+_SLACK_DIVISOR: Final = 100
 
 
 class Origin(StrEnum):
     """Where facts come from."""
 
     DISK = "disk"
+    HUB = "hub"
     KNOWN = "known"
 
 
@@ -48,6 +63,8 @@ class Shape:
     `attention_layers` of the `layers` hold KV for each token; the others (of a hybrid) keep
     `linear_state_bytes` for each sequence. `fp8_kv_cache`: the checkpoint itself declares an fp8 KV cache,
     which `auto` obeys. `vision`: a vision tower is in the files; the figures are for the language model alone.
+    `max_position_embeddings` is the longest context, with what the config's rope scaling adds. `experts` is how
+    many each layer has (0: it is no mixture of experts), `active_experts` how many a token uses.
     """
 
     architecture: str
@@ -59,10 +76,12 @@ class Shape:
     vocab_size: int
     max_position_embeddings: int
     tie_word_embeddings: bool
-    quantization: str | None = None
+    quantization: Quantization | None = None
     fp8_kv_cache: bool = False
     linear_state_bytes: int = 0
     vision: bool = False
+    experts: int = 0
+    active_experts: int = 0
 
     @property
     def linear_layers(self) -> int:
@@ -89,20 +108,21 @@ class Unsupported:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """A checkpoint in numbers. `weights_bytes`: resident once loaded; `disk_bytes`: its files."""
+    """A checkpoint in numbers. `weights_bytes`: resident once loaded; `disk_bytes`: its files.
+
+    `idle_bytes` of the weights are not read while one token is decoded: the experts it does not use.
+    """
 
     shape: Shape | Unsupported
     weights_bytes: int
     disk_bytes: int
     origin: Origin
+    idle_bytes: int = 0
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tensor:
-    """One entry of a safetensors header."""
-
-    name: str
-    size_bytes: int
+    @property
+    def active_bytes(self) -> int:
+        """What decoding one token reads of the weights: all of them, or those outside idle experts."""
+        return self.weights_bytes - self.idle_bytes
 
 
 def facts_from(
@@ -110,13 +130,18 @@ def facts_from(
 ) -> Facts:
     """Put a checkpoint's facts together. `where` names the config in errors. Raises CheckpointUnusable."""
     shape = parse_config(config, where=where)
+    tensors = tuple(tensors)
     if isinstance(shape, Unsupported):
         weights_bytes = resident_bytes(tensors, tied=False)
-    else:
-        weights_bytes = resident_bytes(tensors, tied=shape.tie_word_embeddings) + rotary_cache_bytes(
-            config, shape
-        )
-    return Facts(shape=shape, weights_bytes=weights_bytes, disk_bytes=disk_bytes, origin=origin)
+        return Facts(shape=shape, weights_bytes=weights_bytes, disk_bytes=disk_bytes, origin=origin)
+    resident = resident_bytes(tensors, tied=shape.tie_word_embeddings)
+    return Facts(
+        shape=shape,
+        weights_bytes=resident + rotary_cache_bytes(config, shape),
+        disk_bytes=disk_bytes,
+        origin=origin,
+        idle_bytes=idle_bytes(tensors, shape),
+    )
 
 
 def parse_config(config: Mapping[str, object], *, where: str) -> Shape | Unsupported:
@@ -132,7 +157,9 @@ def parse_config(config: Mapping[str, object], *, where: str) -> Shape | Unsuppo
     layers = _count(text, "num_hidden_layers", where)
     heads = _count(text, "num_attention_heads", where)
     hidden_size = _count(text, "hidden_size", where)
-    hybrid = architecture in HYBRID
+    hybrid = architecture in HYBRID | HYBRID_MOE
+    moe = architecture in MOE | HYBRID_MOE
+    quantization = _quantization_config(config, text)
     return Shape(
         architecture=architecture,
         layers=layers,
@@ -141,76 +168,71 @@ def parse_config(config: Mapping[str, object], *, where: str) -> Shape | Unsuppo
         head_dim=_count(text, "head_dim", where, default=None if hybrid else hidden_size // heads),
         hidden_size=hidden_size,
         vocab_size=_count(text, "vocab_size", where),
-        max_position_embeddings=_count(text, "max_position_embeddings", where),
+        max_position_embeddings=_longest_context(text, where),
         tie_word_embeddings=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
-        quantization=_quantization(config, text),
-        fp8_kv_cache=_declares_fp8_kv_cache(config, text),
-        linear_state_bytes=_linear_state_bytes(text, where) if hybrid else 0,
-        vision=_mapping(config.get("vision_config")) is not None,
+        quantization=quantization_of(quantization),
+        fp8_kv_cache=declares_fp8_kv_cache(quantization),
+        linear_state_bytes=_linear_state_bytes(architecture, text, where) if hybrid else 0,
+        vision=mapping(config.get("vision_config")) is not None,
+        experts=_count(text, "num_experts", where) if moe else 0,
+        active_experts=_count(text, "num_experts_per_tok", where) if moe else 0,
     )
 
 
-def header_length(prefix: bytes, *, file_bytes: int, where: str) -> int:
-    """The length of the JSON header that the first eight bytes of a safetensors file announce.
-
-    Raises CheckpointUnusable, naming `where`, when it cannot be right for a file of `file_bytes`.
-    """
-    length = int.from_bytes(prefix, "little")
-    if len(prefix) < HEADER_LENGTH_BYTES or not 0 < length <= min(
-        file_bytes - HEADER_LENGTH_BYTES, MAX_HEADER_BYTES
-    ):
-        raise _corrupt(where, "its header is not that of a safetensors file")
-    return length
-
-
-def parse_header(header: bytes, *, file_bytes: int, where: str) -> tuple[Tensor, ...]:
-    """The tensors that a safetensors header lists; `header` is the JSON behind the first eight bytes.
-
-    Raises CheckpointUnusable, naming `where`, when it is corrupt or the file is shorter than its tensors.
-    """
-    try:
-        entries = json.loads(header)
-    except ValueError as error:
-        raise _corrupt(where, "its header is not JSON") from error
-    if not isinstance(entries, dict):
-        raise _corrupt(where, "its header is not a table of tensors")
-    tensors = []
-    end_bytes = 0
-    for name, entry in entries.items():
-        if name == "__metadata__":
-            continue
-        first, last = _offsets(entry, where)
-        end_bytes = max(end_bytes, last)
-        tensors.append(Tensor(name=name, size_bytes=last - first))
-    expected_bytes = HEADER_LENGTH_BYTES + len(header) + end_bytes
-    if file_bytes != expected_bytes:
-        raise _corrupt(where, f"it has {file_bytes} bytes, its header says {expected_bytes}")
-    return tuple(tensors)
-
-
 def resident_bytes(tensors: Iterable[Tensor], *, tied: bool) -> int:
-    """What these take on the card: the language model's tensors, and 1 % for the allocator's whole blocks.
+    """What these take on the card: the language model's tensors, and 1 % of the quantized ones.
 
-    Not loaded: vision tower, MTP head, `g_idx`, and the output head of a model whose embeddings are tied.
+    Not loaded: vision tower, MTP head, `g_idx`, and the output head of a model whose embeddings are tied. A
+    32-bit weight is loaded in 16-bit. The allocator hands out whole 2 MiB; 16-bit weights are multiples of that,
+    packed ones are not: published logs of AWQ, GPTQ and w4a16 checkpoints show 0.4 to 1.5 % more than their bytes.
     """
-    total_bytes = sum(tensor.size_bytes for tensor in tensors if _is_loaded(tensor.name, tied=tied))
-    return total_bytes + total_bytes // 100
+    total_bytes = packed_bytes = 0
+    for tensor in tensors:
+        if not _is_loaded(tensor.name, tied=tied):
+            continue
+        total_bytes += _loaded_bytes(tensor)
+        if tensor.dtype not in _AS_TRAINED_DTYPES:
+            packed_bytes += tensor.size_bytes
+    return total_bytes + packed_bytes // _SLACK_DIVISOR
+
+
+def idle_bytes(tensors: Iterable[Tensor], shape: Shape) -> int:
+    """The bytes of those experts that one token does not use; a shared expert is always used."""
+    if not shape.experts:
+        return 0
+    idle_experts = max(0, shape.experts - shape.active_experts)
+    experts_bytes = sum(
+        _loaded_bytes(tensor)
+        for tensor in tensors
+        if _EXPERTS in tensor.name and _is_loaded(tensor.name, tied=False)
+    )
+    return experts_bytes * idle_experts // shape.experts
 
 
 def rotary_cache_bytes(config: Mapping[str, object], shape: Shape) -> int:
     """The rotary table: positions x rotary size x 2 bytes, four times that for multimodal rope."""
     text = _text_config(config)
-    rope = _mapping(text.get("rope_parameters")) or _mapping(text.get("rope_scaling")) or {}
+    rope = _rope(text)
     share = rope.get("partial_rotary_factor", text.get("partial_rotary_factor"))
+    if share is None and shape.linear_layers:
+        share = _DEFAULT_HYBRID_ROTARY_SHARE
     rotary_dim = int(shape.head_dim * share) if isinstance(share, int | float) else shape.head_dim
-    factor = _MULTIMODAL_ROTARY_FACTOR if "mrope_section" in rope else 1
+    # A text-only Qwen3.5 inherits the key and does not use it (vllm/model_executor/models/config.py).
+    multimodal = "mrope_section" in rope and shape.architecture.endswith("ForConditionalGeneration")
+    factor = _MULTIMODAL_ROTARY_FACTOR if multimodal else 1
     return shape.max_position_embeddings * rotary_dim * _ROTARY_ELEMENT_BYTES * factor
 
 
 def _is_loaded(name: str, *, tied: bool) -> bool:
-    if name.startswith(_NOT_LOADED_PREFIXES) or name.endswith(".g_idx"):
+    if name.startswith(_NOT_LOADED_PREFIXES) or name.endswith("g_idx"):
         return False
     return not (tied and name.startswith("lm_head."))
+
+
+def _loaded_bytes(tensor: Tensor) -> int:
+    if tensor.dtype == "F32" and tensor.name.endswith((".weight", ".bias")):
+        return tensor.size_bytes // 2
+    return tensor.size_bytes
 
 
 def _architecture(config: Mapping[str, object], where: str) -> str:
@@ -226,20 +248,34 @@ def _architecture(config: Mapping[str, object], where: str) -> str:
 
 def _text_config(config: Mapping[str, object]) -> Mapping[str, object]:
     """A multimodal checkpoint keeps its language model's dimensions one level down."""
-    return _mapping(config.get("text_config")) or config
+    return mapping(config.get("text_config")) or config
 
 
 def _unsupported_reason(architecture: str, text: Mapping[str, object]) -> str | None:
-    if architecture not in DENSE | HYBRID:
-        known = ", ".join(sorted(DENSE | HYBRID))
-        return f"the memory of {architecture} cannot be planned yet; those that can: {known}"
-    if any(text.get(key) for key in ("num_experts", "num_local_experts", "n_routed_experts")):
-        return f"the memory of mixture-of-experts models such as this {architecture} cannot be planned yet"
+    if architecture not in PLANNED:
+        return f"the memory of {architecture} cannot be planned; those that can: {', '.join(sorted(PLANNED))}"
+    experts = any(text.get(key) for key in ("num_experts", "num_local_experts", "n_routed_experts"))
+    if experts and architecture in DENSE | HYBRID:
+        return f"the memory of a mixture of experts that calls itself {architecture} cannot be planned"
     if text.get("sliding_window") is not None and text.get("use_sliding_window", True):
-        return f"the KV cache of {architecture} with a sliding window cannot be planned yet"
-    if architecture in DENSE and set(_layer_types(text)) - {"full_attention"}:
-        return f"the KV cache of {architecture} with more than one kind of attention cannot be planned yet"
+        return f"the KV cache of {architecture} with a sliding window cannot be planned"
+    if architecture in DENSE | MOE and set(_layer_types(text)) - {"full_attention"}:
+        return f"the KV cache of {architecture} with more than one kind of attention cannot be planned"
     return None
+
+
+def _rope(text: Mapping[str, object]) -> Mapping[str, object]:
+    return mapping(text.get("rope_parameters")) or mapping(text.get("rope_scaling")) or {}
+
+
+def _longest_context(text: Mapping[str, object], where: str) -> int:
+    """As vLLM derives it (`_get_and_verify_max_len`): YaRN multiplies the context it was trained with."""
+    longest = _count(text, "max_position_embeddings", where)
+    rope = _rope(text)
+    factor, trained = rope.get("factor"), rope.get("original_max_position_embeddings", longest)
+    if rope.get("rope_type", rope.get("type")) != "yarn" or not isinstance(trained, int):
+        return longest
+    return int(trained * factor) if isinstance(factor, int | float) and factor > 1 else longest
 
 
 def _layer_types(text: Mapping[str, object]) -> list[object]:
@@ -254,42 +290,25 @@ def _full_attention_layers(text: Mapping[str, object], layers: int, where: str) 
     return layers // _count(text, "full_attention_interval", where, default=_DEFAULT_FULL_ATTENTION_INTERVAL)
 
 
-def _linear_state_bytes(text: Mapping[str, object], where: str) -> int:
-    """What one Gated DeltaNet layer keeps for a sequence: recurrent state and its convolution's tail."""
+def _linear_state_bytes(architecture: str, text: Mapping[str, object], where: str) -> int:
+    """What one Gated DeltaNet layer keeps for a sequence: recurrent state and its convolution's tail.
+
+    Qwen3.5 keeps its recurrent state in the type its config names, 32-bit; vLLM gives Qwen3-Next the model's own.
+    """
+    named = "bfloat16" if architecture.startswith("Qwen3Next") else text.get("mamba_ssm_dtype")
+    element_bytes = _STATE_ELEMENT_BYTES.get(str(named), 4)
     value_heads = _count(text, "linear_num_value_heads", where)
     key_heads = _count(text, "linear_num_key_heads", where)
     key_dim = _count(text, "linear_key_head_dim", where)
     value_dim = _count(text, "linear_value_head_dim", where)
     tail = _count(text, "linear_conv_kernel_dim", where) - 1
-    recurrent_bytes = value_heads * value_dim * key_dim * _LINEAR_STATE_ELEMENT_BYTES
+    recurrent_bytes = value_heads * value_dim * key_dim * element_bytes
     channels = 2 * key_heads * key_dim + value_heads * value_dim
     return recurrent_bytes + channels * tail * _CONV_ELEMENT_BYTES
 
 
-def _quantization(config: Mapping[str, object], text: Mapping[str, object]) -> str | None:
-    method = _quantization_config(config, text).get("quant_method")
-    return method if isinstance(method, str) else None
-
-
-def _declares_fp8_kv_cache(config: Mapping[str, object], text: Mapping[str, object]) -> bool:
-    scheme = _mapping(_quantization_config(config, text).get("kv_cache_scheme")) or {}
-    return scheme.get("num_bits") == 8 and scheme.get("type") == "float"  # noqa: PLR2004 - eight bits are a byte
-
-
 def _quantization_config(config: Mapping[str, object], text: Mapping[str, object]) -> Mapping[str, object]:
-    return _mapping(config.get("quantization_config")) or _mapping(text.get("quantization_config")) or {}
-
-
-def _offsets(entry: object, where: str) -> tuple[int, int]:
-    match entry:
-        case {"data_offsets": [int(first), int(last)]} if 0 <= first <= last:
-            return first, last
-        case _:
-            raise _corrupt(where, "its header has a tensor without valid offsets")
-
-
-def _mapping(value: object) -> Mapping[str, object] | None:
-    return value if isinstance(value, Mapping) else None
+    return mapping(config.get("quantization_config")) or mapping(text.get("quantization_config")) or {}
 
 
 def _count(config: Mapping[str, object], key: str, where: str, *, default: int | None = None) -> int:
@@ -303,11 +322,3 @@ def _count(config: Mapping[str, object], key: str, where: str, *, default: int |
             where=where,
         )
     return value
-
-
-def _corrupt(where: str, reason: str) -> CheckpointUnusable:
-    return CheckpointUnusable(
-        f"{where}: {reason}",
-        hint="the file is damaged or incomplete; delete it and fetch it again",
-        where=where,
-    )

@@ -1,24 +1,25 @@
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from agent_manager.checkpoints.facts import (
-    MAX_HEADER_BYTES,
+    Facts,
     Origin,
     Shape,
-    Tensor,
     Unsupported,
     facts_from,
-    header_length,
+    idle_bytes,
     parse_config,
-    parse_header,
     resident_bytes,
     rotary_cache_bytes,
 )
+from agent_manager.checkpoints.headers import Tensor
 from agent_manager.checkpoints.known import KNOWN, known_facts
+from agent_manager.checkpoints.quantization import Quantization
 from agent_manager.errors import CheckpointUnusable
+from tests.checkpoints.synthetic import Dense, dense, linear, plain, qwen35_9b
+
+GIB = 1 << 30
 
 QWEN25_7B = {
     "architectures": ["Qwen2ForCausalLM"],
@@ -41,6 +42,9 @@ QWEN35_9B = {
     "vision_config": {"depth": 27},
     "quantization_config": {
         "quant_method": "compressed-tensors",
+        "config_groups": {
+            "group_0": {"weights": {"num_bits": 4, "type": "int", "group_size": 128, "strategy": "group"}}
+        },
         "kv_cache_scheme": {"num_bits": 8, "type": "float"},
     },
     "text_config": {
@@ -59,6 +63,22 @@ QWEN35_9B = {
         "linear_conv_kernel_dim": 4,
         "rope_parameters": {"partial_rotary_factor": 0.25, "mrope_section": [11, 11, 10]},
     },
+}
+
+QWEN3_30B_A3B = {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "hidden_size": 2048,
+    "moe_intermediate_size": 768,
+    "max_position_embeddings": 40_960,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 48,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "tie_word_embeddings": False,
+    "vocab_size": 151_936,
+    "quantization_config": {"bits": 4, "group_size": 128, "quant_method": "gptq", "desc_act": False},
 }
 
 
@@ -82,11 +102,53 @@ class TestConfig:
         assert shape.linear_state_bytes == 2_146_304
         assert shape.vision
         assert shape.fp8_kv_cache
+        assert shape.quantization == Quantization(method="compressed-tensors", bits=4, group_size=128)
         assert rotary_cache_bytes(QWEN35_9B, shape) == 1 << 27
 
     def test_layer_types_count_before_the_interval(self) -> None:
         text = {**QWEN35_9B["text_config"], "layer_types": ["linear_attention", "full_attention"] * 16}  # type: ignore[dict-item]
         assert shape_of({**QWEN35_9B, "text_config": text}).attention_layers == 16
+
+    def test_a_mixture_of_experts(self) -> None:
+        shape = shape_of(QWEN3_30B_A3B)
+        assert (shape.experts, shape.active_experts, shape.linear_layers) == (128, 8, 0)
+        assert shape == KNOWN["Qwen/Qwen3-30B-A3B-GPTQ-Int4"].shape
+
+    def test_a_hybrid_mixture_of_experts(self) -> None:
+        text = {**QWEN35_9B["text_config"], "num_experts": 256, "num_experts_per_tok": 8}  # type: ignore[dict-item]
+        config = {**QWEN35_9B, "architectures": ["Qwen3_5MoeForConditionalGeneration"], "text_config": text}
+        shape = shape_of(config)
+        assert (shape.experts, shape.active_experts, shape.linear_layers) == (256, 8, 24)
+        assert shape.linear_state_bytes == 2_146_304
+
+    def test_qwen3_next_keeps_its_state_in_the_models_own_type(self) -> None:
+        text = {**QWEN35_9B["text_config"], "num_experts": 512, "num_experts_per_tok": 10}  # type: ignore[dict-item]
+        shape = shape_of({**text, "architectures": ["Qwen3NextForCausalLM"], "mamba_ssm_dtype": "float32"})
+        assert shape.linear_state_bytes == 2_146_304 - 32 * 128 * 128 * 2
+
+    def test_qwen35_keeps_its_state_in_the_type_it_names(self) -> None:
+        text = {**QWEN35_9B["text_config"], "mamba_ssm_dtype": "bfloat16"}  # type: ignore[dict-item]
+        shape = shape_of({**QWEN35_9B, "text_config": text})
+        assert shape.linear_state_bytes == 2_146_304 - 32 * 128 * 128 * 2
+
+    def test_a_text_only_hybrid_has_a_plain_rotary_table(self) -> None:
+        config: dict[str, object] = {
+            **QWEN35_9B["text_config"],  # type: ignore[dict-item]
+            "architectures": ["Qwen3_5ForCausalLM"],
+        }
+        assert rotary_cache_bytes(config, shape_of(config)) == 1 << 25
+
+    @pytest.mark.parametrize(
+        ("rope", "longest"),
+        [
+            ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768}, 131_072),
+            ({"type": "yarn", "factor": 4.0}, 131_072),
+            ({"rope_type": "default"}, 32_768),
+            ({"rope_type": "llama3", "factor": 8.0}, 32_768),
+        ],
+    )
+    def test_yarn_makes_the_context_longer(self, rope: dict[str, object], longest: int) -> None:
+        assert shape_of({**QWEN25_7B, "rope_scaling": rope}).max_position_embeddings == longest
 
     def test_older_configs_leave_out_kv_heads(self) -> None:
         config = {**QWEN25_7B, "architectures": ["LlamaForCausalLM"], "num_key_value_heads": None}
@@ -96,8 +158,7 @@ class TestConfig:
         ("changes", "words"),
         [
             ({"architectures": ["GptOssForCausalLM"]}, "GptOssForCausalLM"),
-            ({"architectures": ["Qwen3MoeForCausalLM"]}, "Qwen3MoeForCausalLM"),
-            ({"num_experts": 128}, "mixture-of-experts"),
+            ({"num_experts": 128}, "mixture of experts"),
             ({"use_sliding_window": True}, "sliding window"),
             ({"layer_types": ["full_attention", "sliding_attention"]}, "more than one kind"),
         ],
@@ -120,103 +181,169 @@ class TestConfig:
 
 class TestWeights:
     def test_counts_what_is_loaded(self) -> None:
-        loaded = [Tensor(name="model.layers.0.mlp.up_proj.qweight", size_bytes=600)]
+        loaded = [Tensor(name="model.layers.0.mlp.up_proj.qweight", size_bytes=600, dtype="I32")]
         dropped = ("model.layers.0.mlp.up_proj.g_idx", "model.visual.patch_embed.weight", "mtp.fc.weight")
-        tensors = [*loaded, *(Tensor(name=name, size_bytes=10_000) for name in dropped)]
+        tensors = [*loaded, *(plain(name, 5000) for name in dropped)]
         assert resident_bytes(tensors, tied=False) == 606
 
     def test_a_tied_output_head_is_not_loaded_again(self) -> None:
-        tensors = [
-            Tensor(name="model.embed_tokens.weight", size_bytes=100),
-            Tensor(name="lm_head.weight", size_bytes=100),
-        ]
-        assert resident_bytes(tensors, tied=True) == 101
-        assert resident_bytes(tensors, tied=False) == 202
+        tensors = [plain("model.embed_tokens.weight", 50), plain("lm_head.weight", 50)]
+        assert resident_bytes(tensors, tied=True) == 100
+        assert resident_bytes(tensors, tied=False) == 200
+
+    def test_a_32_bit_weight_is_loaded_in_16_bit(self) -> None:
+        weight = Tensor(name="model.norm.weight", size_bytes=400, dtype="F32")
+        scale = Tensor(name="model.layers.0.mlp.up_proj.weight_scale_inv", size_bytes=400, dtype="F32")
+        assert resident_bytes([weight, scale], tied=False) == 600
 
     def test_the_rotary_table_is_added(self) -> None:
-        tensors = [Tensor(name="model.norm.weight", size_bytes=100)]
-        facts = facts_from(QWEN25_7B, tensors, disk_bytes=1000, origin=Origin.DISK, where="config.json")
-        assert facts.weights_bytes == 101 + 32_768 * 128 * 2
+        facts = facts_from(
+            QWEN25_7B,
+            [plain("model.norm.weight", 50)],
+            disk_bytes=1000,
+            origin=Origin.DISK,
+            where="config.json",
+        )
+        assert facts.weights_bytes == 100 + 32_768 * 128 * 2
         assert (facts.disk_bytes, facts.origin) == (1000, "disk")
 
     def test_an_unsupported_model_still_has_weights(self) -> None:
         config = {"architectures": ["NewForCausalLM"]}
-        tensors = [Tensor(name="a", size_bytes=100)]
-        facts = facts_from(config, tensors, disk_bytes=1000, origin=Origin.DISK, where="config.json")
-        assert facts.weights_bytes == 101
+        facts = facts_from(config, [plain("a", 50)], disk_bytes=1000, origin=Origin.DISK, where="config.json")
+        assert facts.weights_bytes == 100
         assert isinstance(facts.shape, Unsupported)
 
-    def test_awq_tensors_of_a_14b_model_give_the_logged_weights(self) -> None:
-        """4-bit with groups of 128: half a byte a weight, and per group a 4-bit zero and a 16-bit scale."""
-        hidden, mlp, kv, layers, vocab = 5120, 17_408, 1024, 40, 151_936
-        weights = layers * hidden * (2 * hidden + 2 * kv + 3 * mlp)
+    def test_fp8_takes_a_byte_a_weight(self) -> None:
+        tensors = list(linear("model.layers.0.mlp.up_proj", 5120, 17_408, "fp8"))
+        assert resident_bytes(tensors, tied=False) == pytest.approx(5120 * 17_408, rel=0.011)
+
+    def test_experts_that_a_token_does_not_use_are_idle(self) -> None:
         tensors = [
-            Tensor(name="layers.qweight", size_bytes=weights // 2),
-            Tensor(name="layers.qzeros", size_bytes=weights // 128 // 2),
-            Tensor(name="layers.scales", size_bytes=weights // 128 * 2),
-            Tensor(name="model.embed_tokens.weight", size_bytes=vocab * hidden * 2),
-            Tensor(name="lm_head.weight", size_bytes=vocab * hidden * 2),
+            plain("model.layers.0.mlp.experts.0.up_proj.weight", 64),
+            plain("model.layers.0.mlp.experts.1.up_proj.weight", 64),
+            plain("model.layers.0.mlp.shared_expert.up_proj.weight", 64),
+            Tensor(name="model.layers.0.mlp.experts.1.up_proj.g_idx", size_bytes=64, dtype="I32"),
         ]
-        known = KNOWN["Qwen/Qwen3-14B-AWQ"]
-        assert resident_bytes(tensors, tied=False) == pytest.approx(known.weights_bytes, rel=0.01)
+        shape = shape_of(QWEN3_30B_A3B)
+        assert idle_bytes(tensors, shape) == 256 * 120 // 128
+        assert idle_bytes(tensors, shape_of(QWEN25_7B)) == 0
 
 
-def header(text: str, data_bytes: int = 0) -> tuple[bytes, int]:
-    encoded = text.encode()
-    return encoded, 8 + len(encoded) + data_bytes
-
-
-class TestSafetensors:
-    def test_reads_names_and_sizes(self) -> None:
-        entries = {
-            "__metadata__": {"format": "pt"},
-            "a": {"dtype": "F16", "shape": [4], "data_offsets": [0, 8]},
-        }
-        data, file_bytes = header(json.dumps(entries), 8)
-        assert header_length(len(data).to_bytes(8, "little"), file_bytes=file_bytes, where="w") == len(data)
-        assert parse_header(data, file_bytes=file_bytes, where="w") == (Tensor(name="a", size_bytes=8),)
+class TestPublishedWeights:
+    """What vLLM's logs say it loaded ("Model loading took ... GiB"), from headers alone."""
 
     @pytest.mark.parametrize(
-        ("prefix", "file_bytes"),
+        ("model", "positions", "loaded_gib"),
         [
-            (b"", 0),
-            (b"\x10\0\0", 3),
-            ((0).to_bytes(8, "little"), 100),
-            ((93).to_bytes(8, "little"), 100),
-            ((MAX_HEADER_BYTES + 1).to_bytes(8, "little"), 10**12),
-            (b"version ", 130),
+            pytest.param(
+                Dense(
+                    hidden=3584,
+                    mlp=18_944,
+                    layers=28,
+                    heads=28,
+                    kv_heads=4,
+                    vocab=152_064,
+                    stored="awq",
+                    bias=True,
+                ),
+                32_768,
+                5.23,
+                id="Qwen2.5-7B-Instruct-AWQ",
+            ),
+            pytest.param(
+                Dense(
+                    hidden=5120,
+                    mlp=13_824,
+                    layers=48,
+                    heads=40,
+                    kv_heads=8,
+                    vocab=152_064,
+                    stored="awq",
+                    bias=True,
+                ),
+                32_768,
+                9.38,
+                id="Qwen2.5-14B-Instruct-AWQ",
+            ),
+            pytest.param(
+                Dense(
+                    hidden=5120,
+                    mlp=27_648,
+                    layers=64,
+                    heads=40,
+                    kv_heads=8,
+                    vocab=152_064,
+                    stored="awq",
+                    bias=True,
+                ),
+                32_768,
+                18.14,
+                id="Qwen2.5-32B-Instruct-AWQ",
+            ),
+            pytest.param(
+                Dense(
+                    hidden=2560,
+                    mlp=9728,
+                    layers=36,
+                    heads=32,
+                    kv_heads=8,
+                    vocab=151_936,
+                    stored="awq",
+                    tied=True,
+                ),
+                40_960,
+                2.50,
+                id="Qwen3-4B-AWQ",
+            ),
+            pytest.param(
+                Dense(hidden=4096, mlp=12_288, layers=36, heads=32, kv_heads=8, vocab=151_936, stored="awq"),
+                40_960,
+                5.71,
+                id="Qwen3-8B-AWQ",
+            ),
+            pytest.param(
+                Dense(hidden=5120, mlp=17_408, layers=40, heads=40, kv_heads=8, vocab=151_936, stored="awq"),
+                40_960,
+                9.44,
+                id="Qwen3-14B-AWQ",
+            ),
+            pytest.param(
+                Dense(
+                    hidden=2048,
+                    mlp=768,
+                    layers=48,
+                    heads=32,
+                    kv_heads=4,
+                    vocab=151_936,
+                    stored="gptq",
+                    experts=128,
+                ),
+                40_960,
+                15.77,
+                id="Qwen3-30B-A3B-GPTQ-Int4",
+            ),
         ],
-        ids=["empty", "short", "no header", "beyond the file", "too large", "a Git LFS pointer"],
     )
-    def test_a_length_that_cannot_be(self, prefix: bytes, file_bytes: int) -> None:
-        with pytest.raises(CheckpointUnusable, match=r"^w: ") as caught:
-            header_length(prefix, file_bytes=file_bytes, where="w")
-        assert caught.value.hint
+    def test_full_attention(self, model: Dense, positions: int, loaded_gib: float) -> None:
+        weights_bytes = resident_bytes(dense(model), tied=model.tied) + positions * model.head_dim * 2
+        assert weights_bytes / GIB == pytest.approx(loaded_gib, rel=0.01)
 
-    @pytest.mark.parametrize(
-        "text",
-        [
-            "not json",
-            "[]",
-            '{"a": 1}',
-            '{"a": {"dtype": "F16"}}',
-            '{"a": {"data_offsets": [8, 0]}}',
-            '{"a": {"data_offsets": ["0", "8"]}}',
-        ],
-    )
-    def test_a_header_that_is_not_one(self, text: str) -> None:
-        data, file_bytes = header(text, 8)
-        with pytest.raises(CheckpointUnusable, match=r"^w: its header"):
-            parse_header(data, file_bytes=file_bytes, where="w")
+    @pytest.mark.parametrize(("stored", "loaded_gib"), [("bf16", 16.80), ("w4a16", 9.48)])
+    def test_the_language_model_of_a_hybrid(self, stored: str, loaded_gib: float) -> None:
+        assert self.facts(QWEN35_9B, list(qwen35_9b(stored))).weights_bytes / GIB == pytest.approx(
+            loaded_gib, rel=0.005
+        )
 
-    def test_not_text(self) -> None:
-        with pytest.raises(CheckpointUnusable, match="not JSON"):
-            parse_header(b"\xff\xfe\x00", file_bytes=11, where="w")
+    def test_a_token_uses_a_sixteenth_of_the_experts(self) -> None:
+        model = Dense(
+            hidden=2048, mlp=768, layers=48, heads=32, kv_heads=4, vocab=151_936, stored="gptq", experts=128
+        )
+        facts = self.facts(QWEN3_30B_A3B, list(dense(model)))
+        assert facts.idle_bytes == KNOWN["Qwen/Qwen3-30B-A3B-GPTQ-Int4"].idle_bytes
+        assert facts.active_bytes / GIB == pytest.approx(2.65, abs=0.05)
 
-    def test_a_truncated_file(self) -> None:
-        data, file_bytes = header('{"a": {"data_offsets": [0, 8]}}', 7)
-        with pytest.raises(CheckpointUnusable, match="its header says"):
-            parse_header(data, file_bytes=file_bytes, where="w")
+    def facts(self, config: dict[str, object], tensors: list[Tensor]) -> Facts:
+        return facts_from(config, tensors, disk_bytes=1, origin=Origin.DISK, where="config.json")
 
 
 def test_known_facts_are_for_repositories_in_the_table_only() -> None:
@@ -265,6 +392,5 @@ def test_weights_of_unquantized_checkpoints_follow_from_their_dimensions(
     biases = 2 * shape.head_dim if qk_norm else query + 2 * kv
     layer = hidden * (2 * query + 2 * kv + 3 * mlp) + biases + 2 * hidden
     parameters = shape.layers * layer + shape.vocab_size * hidden + hidden
-    tensors = [Tensor(name="model", size_bytes=2 * parameters)]
-    weights_bytes = resident_bytes(tensors, tied=True) + rotary_cache_bytes({}, shape)
-    assert KNOWN[repo].weights_bytes == pytest.approx(weights_bytes, rel=0.005)
+    weights_bytes = resident_bytes([plain("model", parameters)], tied=True) + rotary_cache_bytes({}, shape)
+    assert KNOWN[repo].weights_bytes == pytest.approx(weights_bytes, rel=0.015)
