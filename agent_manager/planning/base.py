@@ -7,6 +7,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from agent_manager.checkpoints.facts import Facts
 
 
@@ -20,12 +22,36 @@ class Budget(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What an engine's own log said of one checkpoint on one card, and the settings it ran with.
+
+    Figures, None where the log did not say: `weights_bytes` ("Model loading took"), `kv_cache_bytes` ("Available
+    KV cache memory"), `kv_tokens` ("KV cache size"), `graph_bytes` ("Graph capturing finished ... took").
+    Settings of that run: `card_total_bytes` as the planner was given it, `utilization` as it was passed, and the
+    agent's own. The planner uses a figure only where the settings that decide it are the same; whoever hands this
+    over answers for its being the same checkpoint, image and card.
+    """
+
+    weights_bytes: int | None = None
+    kv_cache_bytes: int | None = None
+    kv_tokens: int | None = None
+    graph_bytes: int | None = None
+    card_total_bytes: int | None = None
+    utilization: float | None = None
+    context: int | None = None
+    sequences: int | None = None
+    kv_cache_dtype: str = "auto"
+    cpu_offload_bytes: int = 0
+    eager: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Demand:
     """What an agent asks of a card.
 
     `context` and `sequences` are `--max-model-len` and `--max-num-seqs`. `utilization` None means auto.
     `facts` None means that nothing is known of the checkpoint yet; the simulated engine alone may run so.
-    `kv_cache_bytes` is for Budget.DECLARED only.
+    `kv_cache_bytes` is for Budget.DECLARED only. `measured` is from an earlier run of this checkpoint on this card.
     """
 
     agent: str
@@ -38,6 +64,7 @@ class Demand:
     budget: Budget = Budget.SHARE
     kv_cache_bytes: int | None = None
     facts: Facts | None = None
+    measured: Measured | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +76,8 @@ class Fit:
     of the last one counts as overhead. `concurrency` is how many requests of the full context the KV cache
     holds at once. `start_bytes` must be free before the engine is started. `language_model_only`: the figures
     hold only when the engine leaves the checkpoint's vision tower out (`--language-model-only`).
+    `graph_bytes` are CUDA graphs, which come on top of the budget; known only when measured.
+    `measured` names those of these fields that an earlier run said; the others are derived.
     """
 
     agent: str
@@ -65,15 +94,41 @@ class Fit:
     kv_tokens: int | None
     concurrency: float | None
     cpu_offload_bytes: int = 0
+    graph_bytes: int | None = None
     language_model_only: bool = False
+    measured: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Remedy:
+    """A change that makes an agent fit, tried: `fit` is what the planner then answers. `text` says it in one line.
+
+    `changes` are fields of the agent in the catalog with the values to write there (`context: 16384`,
+    `cpu_offload: "8GiB"`, `model: qwen3-8b-awq`; `engines.vllm-cpu.kv_cache: "2GiB"` is no field of the agent).
+    When `fit.card_total_bytes` is not the card asked about, it takes that card, and perhaps changes too.
+    """
+
+    text: str
+    changes: Mapping[str, str | int]
+    fit: Fit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Shortfall:
-    """Why the agent cannot run as declared, in one line, and what would make it fit, each in one line."""
+    """Why the agent cannot run as declared, in one line, and what would make it fit.
+
+    `options` are changes that were tried and fit, the mildest first; `advice` is what else may help, in words.
+    `missing_bytes` is 0 when it is not memory that is missing.
+    """
 
     agent: str
     message: str
     missing_bytes: int
-    remedies: tuple[str, ...]
+    options: tuple[Remedy, ...] = ()
+    advice: tuple[str, ...] = ()
+
+    @property
+    def remedies(self) -> tuple[str, ...]:
+        """Options and advice, each in one line."""
+        return (*(option.text for option in self.options), *self.advice)
