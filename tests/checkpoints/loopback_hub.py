@@ -1,27 +1,31 @@
-"""A small Hub on loopback: as much of its API as a download uses, real HTTP, faults on demand."""
+"""A small Hub on loopback: what a download uses of its API, with ranges, a second host, and faults on demand."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-import json
 import threading
-import time
+from collections import Counter
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, cast
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING
+
+from aiohttp import web
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
+
+    Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 ENDLESS_BYTES = 1 << 30
+CHUNK_BYTES = 1 << 16
 
 ERRORS = {
     "no-repo": (404, "RepoNotFound"),
     "no-revision": (404, "RevisionNotFound"),
     "down": (503, ""),
+    "bad-token": (401, ""),
 }
 """Fault to HTTP status and X-Error-Code."""
 
@@ -30,131 +34,225 @@ ERRORS = {
 class LoopbackHub:
     """One repository with `files`, at `COMMIT`. `requests` are the methods and paths asked for so far.
 
-    `fault` is a key of ERRORS; `gated`: files are refused, as the Hub does, and the rest is told. `truncate` names a
-    file whose connection breaks half-way, once. `endless` names one of 1 GiB, which comes slowly (`sent_bytes` so
-    far). `claimed_bytes` are sizes announced in place of the real ones.
+    Large files (`*.safetensors`) are given out by a second host, as the real one's CDN, at addresses that expire.
+    `sent_bytes`: of files, so far, over both hosts; `sent`: the same by name.
+
+    Of everything: `fault` is a key of ERRORS; `token`: who does not show it is refused; `latency_s` before each
+    answer. Of files: `gated`: refused, as the Hub does, while the rest is told. `truncate`: its connection breaks
+    half-way, once. `endless`: one of 1 GiB, which comes slowly. `claimed_bytes`: listed in place of the real sizes.
+    `rate`: bytes per second of a connection. `faults`: for each file, what goes wrong with the next requests for its
+    bytes, in turn (see `_spoil`); `always`: with all of them.
     """
 
     repo: str
     files: Mapping[str, bytes]
     fault: str | None = None
+    token: str | None = None
     gated: bool = False
     truncate: str | None = None
     endless: str | None = None
-    sent_bytes: int = 0
+    latency_s: float = 0
+    rate: int | None = None
     claimed_bytes: Mapping[str, int] = field(default_factory=dict)
+    faults: dict[str, list[str]] = field(default_factory=dict)
+    always: dict[str, str] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
+    sent: Counter[str] = field(default_factory=Counter)
+    strangers_were_told: list[str] = field(default_factory=list)
+    """Tokens that came to the second host."""
     url: str = ""
-
-
-class Server(ThreadingHTTPServer):
-    """Waits for its threads when it is closed."""
-
-    daemon_threads = False
-
-    def __init__(self, hub: LoopbackHub) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.hub = hub
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Answers one request."""
+    cdn: str = ""
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+    """Nobody is served any more."""
 
     @property
-    def hub(self) -> LoopbackHub:
-        return cast("Server", self.server).hub
+    def sent_bytes(self) -> int:
+        return sum(self.sent.values())
 
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
+    def fetched(self) -> list[str]:
+        """The files whose bytes were asked of the Hub."""
+        asked = (request for request in self.requests if request.startswith("GET") and "/resolve/" in request)
+        return [request.rpartition("/")[2] for request in asked]
 
-    def do_HEAD(self) -> None:
-        self.do_GET()
+    # What is told ------------------------------------------------------------------------------------------
 
-    def do_GET(self) -> None:
-        path = urlsplit(self.path).path
-        self.hub.requests.append(f"{self.command} {path}")
-        parts = path.strip("/").split("/")
-        if self.hub.fault:
-            self.refuse(*ERRORS[self.hub.fault])
-        elif "resolve" in parts and self.hub.gated:
-            self.refuse(403, "GatedRepo")
-        elif "resolve" in parts:
-            self.answer_file("/".join(parts[parts.index("resolve") + 2 :]))
-        elif "tree" in parts:
-            self.answer_json([self.entry(name) for name in self.hub.files])
-        elif "/".join(parts[2:4]) == self.hub.repo:
-            self.answer_json({"id": self.hub.repo, "sha": COMMIT, "siblings": [], "private": False})
-        else:
-            self.refuse(404, "RepoNotFound")
+    @web.middleware
+    async def watched(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        self.requests.append(f"{request.method} {request.path}")
+        await asyncio.sleep(self.latency_s)
+        if self.fault:
+            return refused(*ERRORS[self.fault])
+        if self.token and request.headers.get("Authorization") != f"Bearer {self.token}":
+            return refused(401, "", "Invalid credentials in Authorization header")
+        return await handler(request)
+
+    async def model(self, request: web.Request) -> web.StreamResponse:
+        if request.match_info["repo"] != self.repo:
+            return refused(404, "RepoNotFound")
+        return web.json_response({"id": self.repo, "sha": COMMIT, "siblings": [], "private": False})
+
+    async def tree(self, request: web.Request) -> web.StreamResponse:
+        if request.match_info["repo"] != self.repo:
+            return refused(404, "RepoNotFound")
+        return web.json_response([self.entry(name) for name in self.files])
 
     def entry(self, name: str) -> dict[str, object]:
         """A file in the listing of a commit."""
-        content = self.hub.files[name]
-        size = ENDLESS_BYTES if name == self.hub.endless else len(content)
-        blob = hashlib.sha1(content, usedforsecurity=False).hexdigest()
-        return {"type": "file", "path": name, "size": size, "oid": blob}
+        size = self.claimed_bytes.get(name, self.size(name))
+        entry: dict[str, object] = {
+            "type": "file",
+            "path": name,
+            "size": size,
+            "oid": git_hash(self.files[name]),
+        }
+        if large(name):
+            oid = hashlib.sha256(self.files[name]).hexdigest()
+            entry["lfs"] = {"oid": oid, "size": size, "pointerSize": 134}
+        return entry
 
-    def refuse(self, status: int, code: str) -> None:
-        self.send_response(status)
-        self.send_header("X-Error-Code", code)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
+    def size(self, name: str) -> int:
+        return ENDLESS_BYTES if name == self.endless else len(self.files[name])
 
-    def answer_json(self, document: object) -> None:
-        body = json.dumps(document).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+    # What is given out -------------------------------------------------------------------------------------
 
-    def answer_file(self, name: str) -> None:
-        content = self.hub.files.get(name)
-        if content is None:
-            self.refuse(404, "EntryNotFound")
-            return
-        length = ENDLESS_BYTES if name == self.hub.endless else len(content)
-        first = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
-        self.send_response(206 if first else 200)
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("X-Linked-Size", str(self.hub.claimed_bytes.get(name, length)))
-        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-        self.send_header("Accept-Ranges", "bytes")
-        self.send_header("Content-Length", str(length - first))
-        if first:
-            self.send_header("Content-Range", f"bytes {first}-{length - 1}/{length}")
-        self.end_headers()
-        if self.command == "HEAD":
-            return
-        if name == self.hub.endless:
-            self.answer_slowly(length - first)
-        elif name == self.hub.truncate:
-            self.hub.truncate = None
-            self.wfile.write(content[: len(content) // 2])
-            self.close_connection = True
+    async def resolve(self, request: web.Request) -> web.StreamResponse:
+        name = request.match_info["name"]
+        if self.gated:
+            return refused(403, "GatedRepo")
+        if name not in self.files:
+            return refused(404, "EntryNotFound")
+        entry = self.entry(name)
+        lfs = entry.get("lfs")
+        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{entry["oid"]}"', "Accept-Ranges": "bytes"}
+        if isinstance(lfs, dict):
+            headers |= {"X-Linked-Etag": f'"{lfs["oid"]}"', "X-Linked-Size": str(entry["size"])}
+            return web.Response(
+                status=302, headers={**headers, "Location": f"{self.cdn}/{name}?sign=a%2Fb%2Bc"}
+            )
+        return await self.give(request, name, headers)
+
+    async def stored(self, request: web.Request) -> web.StreamResponse:
+        """The second host."""
+        await asyncio.sleep(self.latency_s)
+        self.requests.append(f"{request.method} cdn/{request.path.lstrip('/')}")
+        if token := request.headers.get("Authorization"):
+            self.strangers_were_told.append(token)
+        if request.raw_path.partition("?")[2] != "sign=a%2Fb%2Bc":
+            return web.Response(status=403, text="the signature is wrong")
+        return await self.give(request, request.match_info["name"], {"Accept-Ranges": "bytes"})
+
+    async def give(self, request: web.Request, name: str, headers: dict[str, str]) -> web.StreamResponse:
+        queue = self.faults.get(name)
+        fault = queue.pop(0) if queue and request.method == "GET" else self.always.get(name, "")
+        if refusal := spoilt(fault):
+            return refusal
+        size = self.size(name)
+        first, last = span_of(request, size)
+        if fault == "ignores-ranges" or "Range" not in request.headers:
+            first, last, status = 0, size - 1, 200
         else:
-            self.wfile.write(content[first:])
+            status, headers["Content-Range"] = 206, f"bytes {first}-{last}/{size}"
+        if first > last and size:
+            return web.Response(status=416)
+        response = web.StreamResponse(status=status, headers=headers)
+        response.content_length = last - first + 1
+        await response.prepare(request)
+        if request.method == "GET":
+            with suppress(ConnectionError):
+                await self.send(request, response, name, fault, range(first, last + 1))
+        return response
 
-    def answer_slowly(self, length: int) -> None:
-        """Send zeros, some 100 MB/s, for as long as somebody takes them."""
-        self.close_connection = True
-        with suppress(ConnectionError):
-            while length > 0:
-                length -= self.wfile.write(bytes(min(length, 1 << 20)))
-                self.hub.sent_bytes += 1 << 20
-                time.sleep(0.01)
+    async def send(
+        self, request: web.Request, response: web.StreamResponse, name: str, fault: str, span: range
+    ) -> None:
+        half = span.start + len(span) // 2
+        breaks = fault in {"resets", "stalls"}
+        if name == self.truncate:
+            self.truncate, breaks = None, True
+        content = memoryview(self.files[name])
+        for start in range(span.start, span.stop, CHUNK_BYTES):
+            stop = min(start + CHUNK_BYTES, span.stop)
+            if breaks and stop > half:
+                if fault == "stalls":
+                    await self.over.wait()
+                if request.transport is not None:
+                    request.transport.abort()
+                return
+            data = bytes(stop - start) if name == self.endless else bytes(content[start:stop])
+            if fault == "corrupts":
+                data = bytes([data[0] ^ 1]) + data[1:]
+            await response.write(data)
+            self.sent[name] += len(data)
+            if name == self.endless:
+                await asyncio.sleep(0.001)
+            elif self.rate:
+                await asyncio.sleep(len(data) / self.rate)
+
+    def applications(self) -> tuple[web.Application, web.Application]:
+        hub = web.Application(middlewares=[self.watched])
+        repo = r"{repo:[^/]+/[^/]+}"
+        hub.router.add_get(f"/api/models/{repo}", self.model)
+        hub.router.add_get(f"/api/models/{repo}/revision/{{revision}}", self.model)
+        hub.router.add_get(f"/api/models/{repo}/tree/{{revision}}", self.tree)
+        hub.router.add_get(f"/{repo}/resolve/{{revision}}/{{name:.+}}", self.resolve)
+        cdn = web.Application()
+        cdn.router.add_get("/{name:.+}", self.stored)
+        return hub, cdn
+
+
+def spoilt(fault: str) -> web.Response | None:
+    """`503`, `429:2` (with Retry-After), `expired` (the signed address), `gone` (404)."""
+    status, _, asked = fault.partition(":")
+    if fault == "expired":
+        return web.Response(status=403, text="the address has expired")
+    if status.isdigit():
+        return web.Response(status=int(status), headers={"Retry-After": asked} if asked else {})
+    return None
+
+
+def refused(status: int, code: str, message: str = "") -> web.Response:
+    return web.Response(status=status, headers={"X-Error-Code": code, "X-Error-Message": message})
+
+
+def large(name: str) -> bool:
+    return name.endswith(".safetensors")
+
+
+def git_hash(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def span_of(request: web.Request, size: int) -> tuple[int, int]:
+    first, _, last = request.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")
+    return int(first), min(int(last) if last else size - 1, size - 1)
 
 
 @contextmanager
 def serving(hub: LoopbackHub) -> Iterator[LoopbackHub]:
-    """Serve `hub` on a free port of 127.0.0.1; `hub.url` says which."""
-    server = Server(hub)
-    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    """Serve `hub` on free ports of 127.0.0.1; `hub.url` and `hub.cdn` say which."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
     thread.start()
+
+    def do(work: object) -> object:
+        return asyncio.run_coroutine_threadsafe(work, loop).result()  # type: ignore[arg-type]
+
+    runners = [web.AppRunner(application, shutdown_timeout=0) for application in hub.applications()]
     try:
+        ports = [do(_start(runner)) for runner in runners]
+        hub.url, hub.cdn = (f"http://127.0.0.1:{port}" for port in ports)
         yield hub
     finally:
-        server.shutdown()
-        server.server_close()
+        loop.call_soon_threadsafe(hub.over.set)
+        for runner in runners:
+            do(runner.cleanup())
+        loop.call_soon_threadsafe(loop.stop)
         thread.join()
+        loop.close()
+
+
+async def _start(runner: web.AppRunner) -> int:
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    return int(runner.addresses[0][1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -14,15 +15,19 @@ import pytest
 
 from agent_manager.catalog.agents import Model
 from agent_manager.checkpoints.disk import Checkpoint, Missing, facts_on_disk, locate, repo_folder
-from agent_manager.checkpoints.hub import PullProgress, pull, resolve_revision
+from agent_manager.checkpoints.hub import listing, read_range, resolve_revision
+from agent_manager.checkpoints.patience import Patience
+from agent_manager.checkpoints.pull import pull
 from agent_manager.errors import DownloadFailed
 
-from .loopback_hub import COMMIT, LoopbackHub, serving
+from .loopback_hub import COMMIT, ENDLESS_BYTES, LoopbackHub, git_hash, serving
 from .weights import TINY_CONFIG, safetensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from agent_manager.checkpoints.progress import PullProgress
 
 REPO = "Tiny/Model-AWQ"
 MODEL = Model(name="tiny", repo=REPO)
@@ -49,8 +54,13 @@ def ignore(progress: PullProgress) -> None:
     """Listen to nothing."""
 
 
+QUICK = Patience(tries=3, pause_s=0.01)
+
+
 def fetch(hub: LoopbackHub, cache: Path, on_progress: Callable[[PullProgress], None] = ignore) -> Path:
-    return pull(MODEL, revision=COMMIT, hub_cache=cache, on_progress=on_progress, endpoint=hub.url)
+    return pull(
+        MODEL, revision=COMMIT, hub_cache=cache, on_progress=on_progress, endpoint=hub.url, patience=QUICK
+    )
 
 
 class TestPull:
@@ -84,7 +94,7 @@ class TestPull:
         fetch(hub, tmp_path, seen.append)
         gets = [request for request in hub.requests if request.startswith("GET") and "resolve" in request]
         assert gets == [f"GET /{REPO}/resolve/{COMMIT}/tokenizer.json"]
-        assert seen[-1] == PullProgress(done_bytes=13, total_bytes=13)
+        assert (seen[-1].done_bytes, seen[-1].total_bytes) == (13, 13)
 
     def test_goes_on_after_a_broken_connection(self, hub: LoopbackHub, tmp_path: Path) -> None:
         hub.truncate = "model.safetensors"
@@ -97,12 +107,15 @@ class TestPull:
         class EnoughError(RuntimeError):
             pass
 
+        hub.rate = 1_000_000
+
         def stop(progress: PullProgress) -> None:
             if progress.done_bytes:
                 raise EnoughError
 
         with pytest.raises(EnoughError):
             fetch(hub, tmp_path, stop)
+        hub.rate = None
         assert isinstance(locate(Model(name="tiny", repo=REPO, revision=COMMIT), hub_cache=tmp_path), Missing)
         fetch(hub, tmp_path)
 
@@ -182,7 +195,55 @@ class TestRevision:
     def test_failures(self, hub: LoopbackHub, fault: str, message: str) -> None:
         hub.fault = fault
         with pytest.raises(DownloadFailed, match=message):
-            resolve_revision(REPO, endpoint=hub.url)
+            resolve_revision(REPO, endpoint=hub.url, patience=QUICK)
+
+
+class TestListing:
+    def test_is_of_all_files(self, hub: LoopbackHub) -> None:
+        there = listing(REPO, revision=None, endpoint=hub.url)
+        assert (there.repo, there.commit) == (REPO, COMMIT)
+        assert {file.name: file.size_bytes for file in there.files} == {
+            name: len(content) for name, content in FILES.items()
+        }
+        weights = next(file for file in there.files if file.name == "model.safetensors")
+        assert weights.sha256 == weights.blob == hashlib.sha256(FILES["model.safetensors"]).hexdigest()
+        merges = next(file for file in there.files if file.name == "merges.txt")
+        assert (merges.sha256, merges.blob) == (None, git_hash(FILES["merges.txt"]))
+
+    def test_of_a_commit_takes_one_request(self, hub: LoopbackHub) -> None:
+        listing(REPO, revision=COMMIT, endpoint=hub.url)
+        assert hub.requests == [f"GET /api/models/{REPO}/tree/{COMMIT}"]
+
+
+class TestRanges:
+    @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+    @pytest.mark.parametrize(("start", "length"), [(0, 4), (3, 5), (9, 100_000_000)])
+    @pytest.mark.parametrize("fault", ["", "ignores-ranges"])
+    def test_are_what_the_file_has_there(
+        self, hub: LoopbackHub, name: str, start: int, length: int, fault: str
+    ) -> None:
+        hub.always = {name: fault}
+        got = read_range(REPO, COMMIT, name, start=start, length=length, endpoint=hub.url)
+        assert got == FILES[name][start : start + length]
+
+    def test_behind_the_end_there_is_nothing(self, hub: LoopbackHub) -> None:
+        assert read_range(REPO, COMMIT, "tokenizer.json", start=500, length=5, endpoint=hub.url) == b""
+
+    def test_a_server_that_ignores_them_is_not_read_to_the_end(self, hub: LoopbackHub) -> None:
+        hub.endless, hub.always = "model.safetensors", {"model.safetensors": "ignores-ranges"}
+        got = read_range(REPO, COMMIT, "model.safetensors", start=8, length=8, endpoint=hub.url)
+        assert got == bytes(8)
+        assert hub.sent_bytes < ENDLESS_BYTES // 8
+
+    def test_a_token_goes_to_the_hub_alone(self, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HF_TOKEN", "hf_secret")
+        hub.token = "hf_secret"  # noqa: S105 - not a secret
+        assert read_range(REPO, COMMIT, "model.safetensors", start=0, length=8, endpoint=hub.url)
+        assert hub.strangers_were_told == []
+
+    def test_of_a_file_that_is_not_there(self, hub: LoopbackHub) -> None:
+        with pytest.raises(DownloadFailed):
+            read_range(REPO, COMMIT, "other.json", start=0, length=8, endpoint=hub.url)
 
 
 class Run(NamedTuple):
