@@ -65,9 +65,10 @@ class ConflictError(Exception):
 class DockerClient:
     """Speaks to one Docker. Thread-safe. Every method raises DockerNotReady when it does not answer."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
-        """Touches nothing."""
+    def __init__(self, endpoint: Endpoint, *, timeout_s: float = TIMEOUT_S) -> None:
+        """Touches nothing. `timeout_s`: how long Docker may be silent."""
         self.endpoint = endpoint
+        self._timeout_s = timeout_s
         self._lock = threading.Lock()
         self._made: Any = None
 
@@ -108,6 +109,11 @@ class DockerClient:
             return False
         return True
 
+    def images(self) -> list[Json]:
+        """Summaries of the images that are here: `RepoTags`, `Size` in bytes."""
+        with self._calling("listing images") as api:
+            return list(api.images())
+
     def create(self, wanted: Creation) -> str:
         """Create a container and the volumes it names; its id. Raises ConflictError when the name is taken."""
         with self._calling(f"creating {wanted.name}") as api:
@@ -125,10 +131,13 @@ class DockerClient:
         with self._calling(f"stopping {container}") as api:
             api.kill(container, signal)
 
-    def remove(self, container: str) -> None:
-        """Remove one that does not run, with its unnamed volumes. Raises GoneError, ConflictError."""
+    def remove(self, container: str, *, kill: bool = False) -> None:
+        """Remove one that does not run, with its unnamed volumes; `kill` ends it first.
+
+        Raises GoneError, ConflictError.
+        """
         with self._calling(f"removing {container}") as api:
-            api.remove_container(container, v=True)
+            api.remove_container(container, v=True, force=kill)
 
     def rename(self, container: str, name: str) -> None:
         """Give it another name. Raises GoneError, ConflictError when that is taken."""
@@ -184,7 +193,7 @@ class DockerClient:
         with _as_ours(doing, self.endpoint, fetching=fetching):
             with self._lock:
                 if self._made is None:
-                    self._made = _connect(self.endpoint)
+                    self._made = _connect(self.endpoint, self._timeout_s)
                 api = self._made
             yield api
 
@@ -234,14 +243,14 @@ class Pull:
         self._unwanted = True
 
 
-def _connect(endpoint: Endpoint) -> Any:  # noqa: ANN401 - the library is untyped
+def _connect(endpoint: Endpoint, timeout_s: float) -> Any:  # noqa: ANN401 - the library is untyped
     import docker  # noqa: PLC0415 - a quarter of a second, and only where Docker is there
 
     tls: Any = False
     if endpoint.certificates is not None:
         tls = _tls(endpoint.certificates)
     try:
-        api = docker.APIClient(base_url=endpoint.url, version="auto", timeout=TIMEOUT_S, tls=tls)
+        api = docker.APIClient(base_url=endpoint.url, version="auto", timeout=timeout_s, tls=tls)
     except docker.errors.TLSParameterError:
         raise
     except docker.errors.DockerException as error:
