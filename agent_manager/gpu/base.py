@@ -42,7 +42,8 @@ class Card:
 class GpuSample:
     """Everything a GPU says of itself at one moment; None is a reading it does not support.
 
-    `total_bytes` and `free_bytes` are counted as in Card, `processes` is by pid. Percents are 0-100.
+    `total_bytes` and `free_bytes` are counted as in Card; both are None where the memory is not the card's own.
+    `processes` is by pid. Percents are 0-100.
     `throttle_reasons` are NVML's clock event reasons in words, empty when the clocks run free;
     `performance_state` is 0 (fastest) to 15.
     """
@@ -50,8 +51,8 @@ class GpuSample:
     index: int
     uuid: str
     name: str
-    total_bytes: int
-    free_bytes: int
+    total_bytes: int | None
+    free_bytes: int | None
     utilization_pct: int | None = None
     memory_utilization_pct: int | None = None
     temperature_c: int | None = None
@@ -66,8 +67,10 @@ class GpuSample:
     simulated: bool = False
 
     @property
-    def used_bytes(self) -> int:
+    def used_bytes(self) -> int | None:
         """What is taken, by whomever."""
+        if self.total_bytes is None or self.free_bytes is None:
+            return None
         return self.total_bytes - self.free_bytes
 
 
@@ -81,6 +84,10 @@ class GpuSampler(Protocol):
         """
         ...
 
+    def others(self) -> tuple[str, ...]:
+        """The host's other cards as `1 (NVIDIA RTX A4000)`, as the session found them; empty without one."""
+        ...
+
     def close(self) -> None:
         """End the session. Never raises."""
         ...
@@ -92,3 +99,18 @@ class GpuProbe(Protocol):
     def read(self) -> Card:
         """Read the card now; bounded, at most a few milliseconds. Raises HostNotReady (NoGpu for a GPU)."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuFacts:
+    """What a GPU and its driver are, beside their memory; None is what the driver does not tell.
+
+    `driver_version` such as `580.95.05`; `cuda_version` the newest CUDA the driver runs, `compute_capability` the
+    GPU's, both as (major, minor). `drawing` are the processes of a desktop on it.
+    """
+
+    driver_version: str
+    cuda_version: tuple[int, int] | None = None
+    compute_capability: tuple[int, int] | None = None
+    display_active: bool | None = None
+    drawing: tuple[MemoryHolder, ...] = ()

@@ -32,19 +32,26 @@ class HostMemoryProbe:
 
     def read(self) -> Card:
         """The host's memory now; who holds it is not listed. Raises HostNotReady where /proc cannot be read."""
-        total_bytes, free_bytes = _meminfo(self.root / "proc/meminfo")
+        total_bytes, free_bytes = host_memory(self.root)
         for node_total_bytes, node_free_bytes in _nodes(self.root):
             total_bytes = min(total_bytes, node_total_bytes)
             free_bytes = min(free_bytes, node_free_bytes)
-        for folder in _cgroups(self.root):
-            limit_bytes = _number(folder / "memory.max")
-            if limit_bytes is None or limit_bytes >= total_bytes:
-                continue
-            unused_bytes = (
-                limit_bytes - (_number(folder / "memory.current") or 0) + _reclaimable_bytes(folder)
-            )
-            total_bytes, free_bytes = limit_bytes, max(0, min(free_bytes, unused_bytes, limit_bytes))
         return Card(id=CARD_ID, name=CARD_NAME, total_bytes=total_bytes, free_bytes=free_bytes)
+
+
+def host_memory(root: Path = Path("/")) -> tuple[int, int]:
+    """What this host, or this process's cgroup if that is less, has and has free, in bytes, over all memory nodes.
+
+    Raises HostNotReady where /proc cannot be read.
+    """
+    total_bytes, free_bytes = _meminfo(root / "proc/meminfo")
+    for folder in _cgroups(root):
+        limit_bytes = _number(folder / "memory.max")
+        if limit_bytes is None or limit_bytes >= total_bytes:
+            continue
+        unused_bytes = limit_bytes - (_number(folder / "memory.current") or 0) + _reclaimable_bytes(folder)
+        total_bytes, free_bytes = limit_bytes, max(0, min(free_bytes, unused_bytes, limit_bytes))
+    return total_bytes, free_bytes
 
 
 def _meminfo(path: Path) -> tuple[int, int]:
