@@ -30,7 +30,8 @@ class ModelRow:
     """A model of the catalog.
 
     `revision` is the commit it is or would be read at; `folder` and `size_bytes` are set when it is on disk,
-    complete; else `reason` says what is missing.
+    complete; else `reason` says what is missing, and `missing` names the files of it, if others are here.
+    `disk_bytes` is what its repository takes, with other commits and with the `partial_bytes` of unfinished files.
     """
 
     name: str
@@ -42,34 +43,45 @@ class ModelRow:
     size_bytes: int | None
     agents: tuple[str, ...]
     reason: str | None
+    missing: tuple[str, ...]
+    disk_bytes: int
+    partial_bytes: int
 
 
 def run(ctx: typer.Context) -> None:
     """List the catalog's models: where they come from, whether they are on disk, which agents use them."""
+    from agent_manager.checkpoints.disk import hub_cache_from  # noqa: PLC0415 - not for --help
+
     invocation: Invocation = ctx.obj
     host = invocation.host()
+    cache = hub_cache_from(host.environ)
     rows = [look_up(model, host.catalog, host.environ) for model in host.catalog.models.values()]
+    disk_bytes = sum({row.repo or row.path: row.disk_bytes for row in rows}.values())
     output = invocation.output
     if output.json:
-        output.document({"models": rows})
+        output.document({"models": rows, "disk_bytes": disk_bytes, "hub_cache": cache})
         return
     output.table(
         ("MODEL", "SOURCE", "REVISION", "ON DISK", "AGENTS"),
         [_cells(row) for row in rows],
         flexible=("SOURCE", "AGENTS"),
     )
+    output.success(f"\n{gib(disk_bytes)} on disk; the Hub cache is {cache}")
     for row in rows:
-        if row.path is not None and row.reason:
-            output.warning(row.reason)
+        if row.reason and (row.path or row.missing):
+            output.warning(row.reason if row.path else f"{row.name}: {row.reason}")
 
 
 def look_up(model: Model, catalog: Catalog, environ: Mapping[str, str]) -> ModelRow:
     """What there is of a model on this machine. Reads a few small files."""
     from agent_manager.checkpoints.disk import Checkpoint, hub_cache_from, locate  # noqa: PLC0415 - not for --help
+    from agent_manager.checkpoints.store import Usage, usage  # noqa: PLC0415 - likewise
 
+    cache = hub_cache_from(environ)
     folder, size_bytes, reason, revision = None, None, None, model.revision
+    missing: tuple[str, ...] = ()
     try:
-        found = locate(model, hub_cache=hub_cache_from(environ))
+        found = locate(model, hub_cache=cache)
     except CheckpointUnusable as error:
         reason = error.message
     else:
@@ -77,7 +89,8 @@ def look_up(model: Model, catalog: Catalog, environ: Mapping[str, str]) -> Model
         if isinstance(found, Checkpoint):
             folder, size_bytes = found.folder, found.size_bytes
         else:
-            reason = found.reason
+            reason, missing = found.reason, found.files
+    here = usage(model.repo, cache) if model.repo else Usage(disk_bytes=size_bytes or 0)
     return ModelRow(
         name=model.name,
         repo=model.repo,
@@ -88,11 +101,19 @@ def look_up(model: Model, catalog: Catalog, environ: Mapping[str, str]) -> Model
         size_bytes=size_bytes,
         agents=tuple(agent.name for agent in catalog.agents.values() if agent.model.name == model.name),
         reason=reason,
+        missing=missing,
+        disk_bytes=here.disk_bytes,
+        partial_bytes=here.partial_bytes,
     )
 
 
 def _cells(row: ModelRow) -> tuple[Cell | str, ...]:
-    here = Cell("no", "dim") if row.size_bytes is None else Cell(gib(row.size_bytes), "green")
+    if row.size_bytes is not None:
+        here = Cell(gib(row.size_bytes), "green")
+    elif row.missing or row.partial_bytes:
+        here = Cell(f"{gib(row.disk_bytes)}, incomplete", "yellow")
+    else:
+        here = Cell("no", "dim")
     source = row.repo or str(row.path)
     if row.revision:
         revision = Cell(row.revision[:COMMIT_DIGITS])
