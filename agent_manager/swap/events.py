@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
-if TYPE_CHECKING:
-    from agent_manager.swap.schedule import Request
+from agent_manager.swap.schedule import Waiting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +27,17 @@ class Goal:
 
     agent: str
     claim_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request(Waiting):
+    """A request for an agent, and the memory that agent takes. The rest is filled in when it arrives."""
+
+    id: str
+    agent: str
+    claim_bytes: int
+    group: str = ""
+    arrived_s: float = 0.0
 
 
 class Result(StrEnum):
@@ -83,6 +93,11 @@ class Cancelled:
     """The client of a request went away."""
 
     request_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Due:
+    """The time of the last `Wake` has come."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +173,7 @@ class LoadFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exited:
-    """A ready instance ended by itself."""
+    """A ready instance ended by itself; not one whose `Stop` was asked for."""
 
     instance_id: str
 
@@ -169,7 +184,7 @@ class Interrupted:
 
 
 Event: TypeAlias = (  # fmt: skip
-    Wanted | Arrived | Finished | Cancelled | Exited | Interrupted | Drained | DrainExpired | Stopped
+    Wanted | Arrived | Finished | Cancelled | Due | Exited | Interrupted | Drained | DrainExpired | Stopped
     | StopFailed | MemoryFree | MemoryHeld | Started | StartFailed | Ready | LoadFailed
 )  # fmt: skip
 
@@ -252,12 +267,20 @@ class Reject:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Wake:
+    """Say `Due` when the clock says `at_s`, or later; it takes the place of an earlier `Wake`."""
+
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Finish:
-    """A swap that was wanted has ended."""
+    """A swap has ended, whoever wanted it: a user, waiting requests, or the keep-alive of an idle agent."""
 
     outcome: Outcome
 
 
-Effect: TypeAlias = (
-    Drain | Stop | AwaitMemory | Start | StartAgain | AwaitReady | Remove | Abandon | Grant | Reject | Finish
-)
+Effect: TypeAlias = (  # fmt: skip
+    Drain | Stop | AwaitMemory | Start | StartAgain | AwaitReady | Remove | Abandon | Grant | Reject | Wake
+    | Finish
+)  # fmt: skip

@@ -1,6 +1,6 @@
 """The swap machine: who is on the card, who leaves, who arrives, and which requests may run. Pure.
 
-`step(state, event) -> (state, effects)`: no I/O, no clock, no log. Whatever is slow is an effect that the
+`step(state, event, now_s) -> (state, effects)`: no I/O, no clock, no log. Whatever is slow is an effect that the
 controller performs, and its result comes back as an event. One swap at a time:
 
     draining → stopping → making room → starting → loading → ready
@@ -13,10 +13,11 @@ An event that does not belong to the present stage comes too late to matter and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, TypeAlias
 
+from agent_manager.swap.desk import Desk
 from agent_manager.swap.events import (
     Abandon,
     Arrived,
@@ -26,6 +27,7 @@ from agent_manager.swap.events import (
     Drain,
     Drained,
     DrainExpired,
+    Due,
     Effect,
     Event,
     Exited,
@@ -42,6 +44,7 @@ from agent_manager.swap.events import (
     Ready,
     Reject,
     Remove,
+    Request,
     Result,
     Start,
     StartAgain,
@@ -50,12 +53,15 @@ from agent_manager.swap.events import (
     Stop,
     StopFailed,
     Stopped,
+    Wake,
     Wanted,
 )
-from agent_manager.swap.schedule import Request, next_agent
+from agent_manager.swap.schedule import Stay, SwapTo
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from agent_manager.swap.schedule import Cause
 
 
 class Stage(StrEnum):
@@ -73,12 +79,17 @@ class Stage(StrEnum):
 class Swap:
     """A swap under way. `goal` None empties the card. While `restoring`, the one that left is going back.
 
-    `idle`: the engine reported that nothing runs or waits in it. `result` is DONE until something goes wrong.
+    `idle`: the engine reported that nothing runs or waits in it. `drain_until_s`: when the drain time is over.
+    `left_s`: when the card was left, from which on the swap is measured (None: by somebody else). `cause`: why
+    the policy wanted it (None: a user did). `result` is DONE until something goes wrong.
     """
 
     goal: Goal | None
     stage: Stage
     drain_timeout_s: float
+    cause: Cause | None = None
+    drain_until_s: float = 0.0
+    left_s: float | None = None
     leaving: Occupant | None = None
     arriving: Occupant | None = None
     restoring: bool = False
@@ -92,18 +103,28 @@ class Swap:
 class State:
     """The card. `resident` serves; during a swap it is the one being drained, or already None.
 
-    `stuck`: the resident could not be stopped; it holds its memory and serves nobody. `in_flight` are requests
-    granted to the resident and not finished, `waiting` those not granted yet, oldest first. Settled when `swap`
-    is None; then nothing waits.
+    `stuck`: the resident could not be stopped; it holds its memory and serves nobody. Settled when `swap` is
+    None; then nothing waits but for a resident that the policy keeps until a `Wake`. `now_s` is the latest time
+    that was told.
     """
 
     total_bytes: int
     resident: Occupant | None = None
     stuck: bool = False
     swap: Swap | None = None
-    in_flight: frozenset[str] = frozenset()
-    waiting: tuple[Request, ...] = ()
+    desk: Desk = field(default_factory=Desk)
     drain_timeout_s: float = 60.0
+    now_s: float = 0.0
+
+    @property
+    def in_flight(self) -> frozenset[str]:
+        """Requests granted to the resident and not finished."""
+        return frozenset(request.id for request in self.desk.running)
+
+    @property
+    def waiting(self) -> tuple[Request, ...]:
+        """Requests not granted yet, oldest first."""
+        return self.desk.waiting
 
     @property
     def serving(self) -> str | None:
@@ -128,20 +149,25 @@ class State:
 Step: TypeAlias = tuple[State, tuple[Effect, ...]]
 
 
-def step(state: State, event: Event) -> Step:
-    """One step. Total: every event is accepted in every state."""
+def step(state: State, event: Event, now_s: float = 0.0) -> Step:
+    """One step. Total: every event is accepted in every state.
+
+    `now_s` is the time at which the event happened, of a clock that never goes back (`time.monotonic`). Who has
+    one swap to make and no requests may leave it out.
+    """
+    if now_s > state.now_s:
+        state = replace(state, now_s=now_s)
     match event:
         case Wanted():
             return _wanted(state, event)
         case Arrived(request=request):
             return _arrived(state, request)
-        case Finished(request_id=request_id):
-            return _stop_when_idle(replace(state, in_flight=state.in_flight - {request_id}))
-        case Cancelled(request_id=request_id):
-            waiting = tuple(request for request in state.waiting if request.id != request_id)
-            return _stop_when_idle(replace(state, waiting=waiting, in_flight=state.in_flight - {request_id}))
+        case Finished(request_id=request_id) | Cancelled(request_id=request_id):
+            return _ended(state, request_id)
         case Exited(instance_id=instance_id):
             return _exited(state, instance_id)
+        case Due() if state.swap is None:
+            return _serve(state)
     if state.swap is None:
         return state, ()
     return _STAGES[state.swap.stage](state, state.swap, event)
@@ -165,55 +191,75 @@ def following(
 # --- what is asked for ------------------------------------------------------------------------------------
 
 
-def _wanted(state: State, event: Wanted) -> Step:
+def _wanted(state: State, event: Wanted, cause: Cause | None = None) -> Step:
     goal, resident = event.goal, state.resident
     if state.swap is not None:
         return state, (Finish(outcome=Outcome(result=Result.BUSY, goal=goal, resident=resident)),)
-    satisfied = resident is None if goal is None else state.serving == goal.agent
+    satisfied = resident is None if goal is None else state.desk.shared(state.serving, goal.agent)
     if satisfied and not (event.replace_same and resident):
         return state, (Finish(outcome=Outcome(result=Result.DONE, goal=goal, resident=resident)),)
     if goal is not None and goal.claim_bytes > state.total_bytes:
         reason = f"{goal.agent} takes {goal.claim_bytes} bytes, the card has {state.total_bytes}"
         failed = Outcome(result=Result.FAILED, goal=goal, resident=resident, reason=reason)
         return state, (Finish(outcome=failed),)
-    swap = Swap(goal=goal, stage=Stage.DRAINING, drain_timeout_s=event.drain_timeout_s, leaving=resident)
+    swap = Swap(
+        goal=goal,
+        stage=Stage.DRAINING,
+        drain_timeout_s=event.drain_timeout_s,
+        drain_until_s=state.now_s + event.drain_timeout_s,
+        cause=cause,
+        leaving=resident,
+    )
     if resident is None:
-        return _make_room(state, swap)
+        return _make_room(state, replace(swap, left_s=state.now_s))
     return replace(state, swap=swap), (Drain(occupant=resident, timeout_s=event.drain_timeout_s),)
 
 
 def _arrived(state: State, request: Request) -> Step:
     if request.claim_bytes > state.total_bytes:
         return state, (Reject(request_id=request.id, reason=f"{request.agent} does not fit the card"),)
-    return _serve(replace(state, waiting=(*state.waiting, request)))
+    granted = state.swap is None and state.desk.shared(state.serving, request.agent)
+    state = replace(state, desk=state.desk.arrived(request, state.now_s, granted=granted))
+    if not granted:
+        return _serve(state)
+    state, effects = _serve(state) if state.waiting else (state, ())
+    return state, (Grant(request_id=request.id), *effects)
+
+
+def _ended(state: State, request_id: str) -> Step:
+    desk = state.desk.ended(request_id, state.now_s)
+    if desk is state.desk:
+        return state, ()
+    state = replace(state, desk=desk)
+    return _serve(state) if state.swap is None else _stop_when_idle(state)
 
 
 def _serve(state: State) -> Step:
-    """Grant what the resident can take; swap for the rest, so that nothing waits while nothing happens."""
+    """Grant what the resident can take; for the rest do what the policy says, now or when it says."""
     if state.swap is not None:
         return state, ()
-    mine = [request for request in state.waiting if request.agent == state.serving]
-    others = tuple(request for request in state.waiting if request.agent != state.serving)
-    state = replace(state, waiting=others, in_flight=state.in_flight.union(request.id for request in mine))
-    effects: list[Effect] = [Grant(request_id=request.id) for request in mine]
-    chosen = next_agent(state.waiting)
-    if chosen is None:
-        return state, tuple(effects)
-    goal = Goal(agent=chosen.agent, claim_bytes=chosen.claim_bytes)
-    state, more = _wanted(state, Wanted(goal=goal, drain_timeout_s=state.drain_timeout_s))
-    return state, (*effects, *more)
+    desk, mine = state.desk.granted(state.serving, state.now_s)
+    state = replace(state, desk=desk) if mine else state
+    grants = tuple(Grant(request_id=request.id) for request in mine)
+    decision = desk.decide(state.now_s, state.serving, state.total_bytes)
+    if isinstance(decision, Stay):
+        return state, grants if decision.until_s is None else (*grants, Wake(at_s=decision.until_s))
+    goal = desk.goal(decision.group) if isinstance(decision, SwapTo) else None
+    wanted = Wanted(goal=goal, drain_timeout_s=state.drain_timeout_s)
+    state, more = _wanted(state, wanted, decision.cause)
+    return state, (*grants, *more)
 
 
 def _exited(state: State, instance_id: str) -> Step:
     if state.resident is None or state.resident.instance_id != instance_id:
         return state, ()
     swap = state.swap
-    state = replace(state, resident=None, stuck=False, in_flight=frozenset())
+    state = replace(state, resident=None, stuck=False, desk=state.desk.cut(state.now_s))
     if swap is None:
         state, effects = _serve(state)
         return state, (Remove(instance_id=instance_id), *effects)
     # It was draining and died: nothing is left to drain or stop, and nothing to put back.
-    room, effects = _after_leaving(state, replace(swap, leaving=None))
+    room, effects = _after_leaving(state, replace(swap, leaving=None, left_s=state.now_s))
     return room, (Abandon(), Remove(instance_id=instance_id), *effects)
 
 
@@ -224,8 +270,12 @@ def _draining(state: State, swap: Swap, event: Event) -> Step:
     leaving = swap.leaving
     match event:
         case Drained(instance_id=id_) if leaving and id_ == leaving.instance_id:
-            return _stop_when_idle(replace(state, swap=replace(swap, idle=True)))
+            stopping, effects = _stop_when_idle(replace(state, swap=replace(swap, idle=True)))
+            # Requests that were granted and have not reached the engine yet: their time is over some day, too.
+            return stopping, effects or (Wake(at_s=swap.drain_until_s),)
         case DrainExpired(instance_id=id_) if leaving and id_ == leaving.instance_id:
+            return _stop_leaving(state, swap, leaving)
+        case Due() if swap.idle and leaving and state.now_s >= swap.drain_until_s:
             return _stop_leaving(state, swap, leaving)
         case Interrupted():
             undone, effects = _settle(state, replace(swap, result=Result.INTERRUPTED))
@@ -241,7 +291,8 @@ def _stop_when_idle(state: State) -> Step:
 
 
 def _stop_leaving(state: State, swap: Swap, leaving: Occupant) -> Step:
-    stopping = replace(state, resident=None, stuck=False, swap=replace(swap, stage=Stage.STOPPING))
+    swap = replace(swap, stage=Stage.STOPPING, left_s=state.now_s)
+    stopping = replace(state, resident=None, stuck=False, swap=swap)
     return stopping, (Stop(occupant=leaving, at_once=swap.drain_timeout_s == 0),)
 
 
@@ -249,7 +300,7 @@ def _stopping(state: State, swap: Swap, event: Event) -> Step:
     leaving = swap.leaving
     match event:
         case Stopped(instance_id=id_) if leaving and id_ == leaving.instance_id:
-            return _after_leaving(replace(state, in_flight=frozenset()), swap)
+            return _after_leaving(replace(state, desk=state.desk.cut(state.now_s)), swap)
         case StopFailed(instance_id=id_, reason=reason) if leaving and id_ == leaving.instance_id:
             # Whatever it holds, it holds: nothing else may start.
             stuck = replace(state, resident=leaving, stuck=True)
@@ -322,13 +373,18 @@ def _loading(state: State, swap: Swap, event: Event) -> Step:
     arriving = swap.arriving
     match event:
         case Ready(instance_id=id_) if arriving and id_ == arriving.instance_id:
-            return _settle(replace(state, resident=arriving), replace(swap, arriving=None))
+            return _settle(_took_over(state, swap, arriving), replace(swap, arriving=None))
         case LoadFailed(instance_id=id_, reason=reason) if arriving and id_ == arriving.instance_id:
             return _discard(state, _failed(swap, reason))
         case Interrupted():
             undone, effects = _discard(state, _interrupted(swap))
             return undone, (Abandon(), *effects)
     return state, ()
+
+
+def _took_over(state: State, swap: Swap, arriving: Occupant) -> State:
+    cost_s = None if swap.restoring or swap.left_s is None else state.now_s - swap.left_s
+    return replace(state, resident=arriving, desk=state.desk.took_over(arriving.agent, state.now_s, cost_s))
 
 
 def _discard(state: State, swap: Swap) -> Step:
@@ -397,11 +453,10 @@ def _settle(state: State, swap: Swap) -> Step:
         effects.append(Remove(instance_id=swap.leaving.instance_id))
     outcome = Outcome(result=swap.result, goal=swap.goal, resident=state.resident, reason=swap.reason)
     effects.append(Finish(outcome=outcome))
-    waiting = state.waiting
-    if swap.result is not Result.DONE and swap.goal and swap.goal.agent != state.serving:
+    desk = state.desk
+    if swap.result is not Result.DONE and swap.goal and not desk.shared(swap.goal.agent, state.serving):
         reason = swap.reason if swap.reason is not None else "the swap was interrupted"
-        refused = [request for request in waiting if request.agent == swap.goal.agent]
+        desk, refused = desk.refused(swap.goal.agent, state.now_s)
         effects += [Reject(request_id=request.id, reason=reason) for request in refused]
-        waiting = tuple(request for request in waiting if request not in refused)
-    settled, more = _serve(replace(state, swap=None, waiting=waiting))
+    settled, more = _serve(replace(state, swap=None, desk=desk))
     return settled, (*effects, *more)

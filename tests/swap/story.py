@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from agent_manager.swap.desk import Desk
 from agent_manager.swap.events import (
     Arrived,
     AwaitMemory,
@@ -19,6 +22,7 @@ from agent_manager.swap.events import (
     Outcome,
     Ready,
     Remove,
+    Request,
     Result,
     StartAgain,
     Started,
@@ -27,7 +31,6 @@ from agent_manager.swap.events import (
     Wanted,
 )
 from agent_manager.swap.machine import State, step
-from agent_manager.swap.schedule import Request
 
 CARD_BYTES = 16
 PO = Occupant(instance_id="po-1", agent="po", claim_bytes=6)
@@ -100,6 +103,11 @@ def tell(state: State, *story: tuple[Event, list[Effect]]) -> State:
         state, effects = step(state, event)
         assert list(effects) == expected, f"line {number}: {event}"
     return state
+
+
+def card(state: State) -> State:
+    """The state but for what is remembered of the past."""
+    return replace(state, now_s=0.0, desk=Desk(waiting=state.desk.waiting, running=state.desk.running))
 
 
 def after(state: State, *events: Event) -> State:

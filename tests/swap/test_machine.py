@@ -25,6 +25,7 @@ from agent_manager.swap.events import (
     StartFailed,
     StopFailed,
     Stopped,
+    Wake,
 )
 from agent_manager.swap.machine import Stage, State, following
 from tests.swap.story import (
@@ -47,6 +48,7 @@ from tests.swap.story import (
     TO_STOPPING,
     after,
     asks,
+    card,
     drain,
     drained,
     end,
@@ -72,7 +74,7 @@ def test_launch_on_an_empty_card() -> None:
         (Started(occupant=DEV), [load(DEV)]),
         (ready(DEV), [end(Result.DONE, DEV, DEV)]),
     )
-    assert state == State(total_bytes=CARD_BYTES, resident=DEV)
+    assert card(state) == State(total_bytes=CARD_BYTES, resident=DEV)
 
 
 def test_a_swap_removes_the_one_that_left_only_when_the_newcomer_is_ready() -> None:
@@ -85,7 +87,7 @@ def test_a_swap_removes_the_one_that_left_only_when_the_newcomer_is_ready() -> N
         (Started(occupant=DEV), [load(DEV)]),
         (ready(DEV), [remove(PO), end(Result.DONE, DEV, DEV)]),
     )
-    assert state == State(total_bytes=CARD_BYTES, resident=DEV)
+    assert card(state) == State(total_bytes=CARD_BYTES, resident=DEV)
 
 
 def test_stop_empties_the_card() -> None:
@@ -149,7 +151,7 @@ def test_a_drain_waits_for_granted_requests_even_if_the_engine_looks_idle() -> N
         (asks("a", PO), [Grant(request_id="a")]),
         (asks("b", PO), [Grant(request_id="b")]),
         (want(DEV), [drain(PO)]),
-        (drained(PO), []),
+        (drained(PO), [Wake(at_s=60)]),
         (Finished(request_id="a"), []),
         (Cancelled(request_id="b"), [stop(PO)]),
     )

@@ -89,6 +89,10 @@ class AnyOrder(RuleBasedStateMachine):
     def expire(self) -> None:
         self.world.expire()
 
+    @rule(seconds=st.sampled_from([0.5, 20.0, 400.0]))
+    def pass_time(self, seconds: float) -> None:
+        self.world.pass_time(seconds)
+
     @precondition(lambda self: self.world.mortal)
     @rule()
     def die(self) -> None:

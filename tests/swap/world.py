@@ -5,12 +5,13 @@ come to (`Trip`), from what happened and never from the machine's own fields. Wh
 decides what happens next. What a controller promises the machine, the world keeps:
 
 - an abandoned wait reports nothing, not even when it had ended already and its event was on the way;
-- an instance's exit is not reported any more once a `Stop` of it has been asked for.
+- an instance's exit is not reported any more once a `Stop` of it has been asked for;
+- the time of the last `Wake` is told when it comes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TypeAlias
 
@@ -23,6 +24,7 @@ from agent_manager.swap.events import (
     Drain,
     Drained,
     DrainExpired,
+    Due,
     Effect,
     Event,
     Exited,
@@ -39,6 +41,7 @@ from agent_manager.swap.events import (
     Ready,
     Reject,
     Remove,
+    Request,
     Result,
     Start,
     StartAgain,
@@ -47,10 +50,10 @@ from agent_manager.swap.events import (
     Stop,
     StopFailed,
     Stopped,
+    Wake,
     Wanted,
 )
 from agent_manager.swap.machine import State, following, step
-from agent_manager.swap.schedule import Request
 
 Slow: TypeAlias = Drain | Stop | AwaitMemory | Start | StartAgain | AwaitReady
 SLOW = (Drain, Stop, AwaitMemory, Start, StartAgain, AwaitReady)
@@ -129,6 +132,8 @@ class World:
         self.room_for: str | None = None
         self.pending: Slow | None = None
         self.trip: Trip | None = None
+        self.now_s = 0.0
+        self.wake_s: float | None = None
         self.steps = 0
         self.objected = False
 
@@ -229,8 +234,9 @@ class World:
 
     def expire(self) -> None:
         """The drain time is over although the engine had reported that it was idle."""
-        self._trip.drain_expired = True
-        self._deliver(DrainExpired(instance_id=self._previous.instance_id))
+        assert self.wake_s is not None, "nobody would tell that the drain time is over"
+        self.pass_time(max(0.0, self.wake_s - self.now_s))
+        assert isinstance(self.pending, Stop)
 
     @property
     def may_expire(self) -> bool:
@@ -272,6 +278,16 @@ class World:
         if restoring:
             self._trip.lost = True
 
+    def pass_time(self, seconds: float) -> None:
+        """The clock goes on, and tells if it was asked to."""
+        self.now_s += seconds
+        if self.wake_s is None or self.now_s < self.wake_s:
+            return
+        self.wake_s = None
+        if self.may_expire:
+            self._trip.drain_expired = True
+        self._deliver(Due())
+
     # --- accidents ----------------------------------------------------------------------------------------
 
     @property
@@ -307,7 +323,7 @@ class World:
 
     def stale(self, event: Event) -> None:
         """An event that belongs to nothing: the machine does nothing about it."""
-        before = self.state
+        before = replace(self.state, now_s=self.now_s)
         effects = self._deliver(event)
         assert (self.state, effects) == (before, ())
 
@@ -316,6 +332,8 @@ class World:
         events: list[Event] = [Finished(request_id="nobody"), Cancelled(request_id="nobody")]
         if self.trip is None:
             events.append(Interrupted())
+        elif self.wake_s is None or self.now_s < self.wake_s:
+            events.append(Due())
         if not isinstance(self.pending, AwaitMemory):
             events += [MemoryFree(), MemoryHeld(reason="late")]
         if not isinstance(self.pending, Start | StartAgain):
@@ -397,8 +415,8 @@ class World:
     def _deliver(self, event: Event) -> tuple[Effect, ...]:
         before, self.objected = self.state, True  # until all has been checked
         self.steps += 1
-        self.state, effects = step(before, event)
-        assert step(before, event) == (self.state, effects), "the same step twice came out differently"
+        self.state, effects = step(before, event, self.now_s)
+        assert step(before, event, self.now_s) == (self.state, effects), "the same step twice differs"
         ends = [effect.outcome for effect in effects if isinstance(effect, Finish)]
         if isinstance(event, Wanted):
             self._check_answer(event, before, ends)
@@ -416,10 +434,11 @@ class World:
         """A Wanted is answered at once, or begins the swap whose end is its answer."""
         if self.trip is not None:
             assert [end.result for end in ends] == [Result.BUSY]
-            assert self.state == before
+            assert self.state == replace(before, now_s=self.now_s)
         elif ends:
             [end] = ends
-            assert (end.goal, end.resident, self.state) == (event.goal, before.resident, before)
+            assert (end.goal, end.resident) == (event.goal, before.resident)
+            assert self.state == replace(before, now_s=self.now_s)
         else:
             assert self.state.swap is not None
             assert self.state.swap.goal == event.goal
@@ -453,6 +472,8 @@ class World:
                 self.removed.add(id_)
             case Grant(request_id=id_):
                 self._grant(id_)
+            case Wake(at_s=at_s):
+                self.wake_s = at_s
             case Reject(request_id=id_):
                 assert self.requests[id_] is Fate.WAITING, f"{id_} had ended already"
                 assert self.agent_of[id_] not in self._agents_that_serve, f"{id_} could have been granted"
@@ -488,6 +509,7 @@ class World:
     def _grant(self, request_id: str) -> None:
         assert self.requests[request_id] is Fate.WAITING, f"{request_id} had ended already"
         assert self.pending is None, "granted while a swap is under way"
+        assert self.trip is None, "granted while the resident drains"
         [engine] = self.engines.values()
         assert engine.occupant.agent == self.agent_of[request_id]
         self.requests[request_id] = Fate.GRANTED
@@ -531,7 +553,11 @@ class World:
     def _check_settled(self) -> None:
         assert self.trip is None
         assert self.pending is None
-        assert self.state.waiting == ()
+        if self.state.waiting:
+            assert self.state.serving not in {request.agent for request in self.state.waiting}
+            assert self.state.serving is not None, "they wait for nothing"
+            assert self.wake_s is not None, "nobody will look after those who wait"
+            assert self.wake_s > self.now_s
         on_record = [engine.occupant for engine in self.engines.values()]
         assert on_record == ([self.state.resident] if self.state.resident else [])
 
@@ -540,7 +566,7 @@ class World:
     def come_to_rest(self) -> None:
         """From now on all goes well and nobody asks for more: it settles soon, and nothing is left open."""
         agents = {self.agent_of[id_] for id_ in self._waiting}
-        limit = 8 + 5 * len(agents) + len(self.cancellable) + len(self.late_finishes) + len(self.unreported)
+        limit = 8 + 6 * len(agents) + len(self.cancellable) + len(self.late_finishes) + len(self.unreported)
         begun = self.steps
         while self._something_to_do():
             assert self.steps - begun < limit, "it does not settle"
@@ -551,7 +577,9 @@ class World:
         self._check()
 
     def _something_to_do(self) -> bool:
-        return bool(self.pending or self.serving or self.late_finishes or self.unreported)
+        return bool(
+            self.pending or self.serving or self.late_finishes or self.unreported or self.state.waiting
+        )
 
     def _do_one_thing(self) -> None:
         if self.late_finishes:
@@ -560,5 +588,8 @@ class World:
             self.report_exit(self.unreported[0])
         elif self.serving:
             self.finish(self.serving[0])
-        else:
+        elif self.pending:
             self._succeed()
+        else:
+            assert self.wake_s is not None
+            self.pass_time(self.wake_s - self.now_s)
