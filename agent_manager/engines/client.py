@@ -7,22 +7,21 @@ drips, it ends at once when it is cancelled, and a port where nobody listens cos
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import io
 import json
-import re
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from agent_manager.errors import EngineFailed
+
+if TYPE_CHECKING:
+    from agent_manager.engines.metrics import Reading
 
 HOST = "127.0.0.1"
 PROBE_TIMEOUT_S = 2.0
 """A live engine answers its probes in milliseconds, but not while it holds Python's lock for a long prompt."""
 LARGEST_ANSWER_BYTES = 8 << 20
 """vLLM's /metrics is 56 kB; anything that answers more than this is no engine."""
-
-_GAUGE = re.compile(r"^vllm:num_requests_(running|waiting)(?:\{[^}]*\})? ([0-9.eE+-]+)", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,16 +63,17 @@ class EngineClient:
 
     async def load(self) -> Load | None:
         """The requests in it now, over all its engine cores; None when it does not tell."""
+        reading = await self.metrics()
+        return None if reading is None else Load(running=reading.running, waiting=reading.waiting)
+
+    async def metrics(self) -> Reading | None:
+        """What it says of itself on /metrics; None when it does not tell."""
         answer = await self._get("/metrics")
         if answer is None or answer.status != 200:  # noqa: PLR2004 - HTTP's OK
             return None
-        totals: dict[str, float] = {}
-        for gauge, value in _GAUGE.findall(answer.body.decode("utf-8", "replace")):
-            with contextlib.suppress(ValueError):
-                totals[gauge] = totals.get(gauge, 0.0) + float(value)
-        if totals.keys() != {"running", "waiting"}:
-            return None
-        return Load(running=int(totals["running"]), waiting=int(totals["waiting"]))
+        from agent_manager.engines.metrics import parse  # noqa: PLC0415 - `status` reads none
+
+        return parse(answer.body.decode("utf-8", "replace"))
 
     async def complete_once(self, model: str, *, timeout_s: float) -> None:
         """Let it generate one token, which proves that it serves; /health misses a hung decode.

@@ -1,17 +1,21 @@
-"""What starts took here, so that the next one can say how long it will take. Losing it loses nothing."""
+"""What starts and swaps took here: the next start can say how long it will take. Losing it loses nothing."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from agent_manager.state import write_atomically
+from agent_manager.swap.stats import SwapSample
 
 if TYPE_CHECKING:
     from agent_manager.runtimes.base import InstanceSpec
     from agent_manager.state import StateDir
+
+SWAPS_KEPT = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,3 +64,34 @@ class StartHistory:
 
 def _key(spec: InstanceSpec) -> str:
     return f"{spec.agent}/{spec.engine}/{spec.model}/{spec.card}"
+
+
+class SwapHistory:
+    """The last swaps that were done on one card; empty when they cannot be read."""
+
+    def __init__(self, state: StateDir, card: str) -> None:
+        self._path = state.cache / f"swaps-{card}.json"
+
+    def last(self) -> tuple[SwapSample, ...]:
+        """At most SWAPS_KEPT, newest first."""
+        try:
+            entries = json.loads(self._path.read_text())
+            return tuple(
+                SwapSample(
+                    at=datetime.fromisoformat(entry["at"]),
+                    arrived=str(entry["arrived"]),
+                    left=None if entry["left"] is None else str(entry["left"]),
+                    seconds=float(entry["seconds"]),
+                )
+                for entry in entries
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            return ()
+
+    def record(self, swap: SwapSample) -> None:
+        """Remember a swap. Never raises: a full disk must not turn a good swap into a failure."""
+        swaps = [swap, *self.last()][:SWAPS_KEPT]
+        with contextlib.suppress(OSError):
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            facts = [{**asdict(each), "at": each.at.isoformat()} for each in swaps]
+            write_atomically(self._path, json.dumps(facts, indent=1))

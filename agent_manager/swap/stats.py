@@ -8,26 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from agent_manager.engines.metrics import Traffic
     from agent_manager.gpu.base import GpuSample
     from agent_manager.swap.notices import AgentState
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Traffic:
-    """What an engine did since the sample before; None where nothing of the kind happened or it does not tell.
-
-    Requests are counts now. Tokens are per second over the interval. Latencies are medians over the interval,
-    from the engine's histograms, in seconds. `kv_cache_usage` and `prefix_cache_hit_rate` are 0-1.
-    """
-
-    running: int
-    waiting: int
-    prompt_tokens_per_s: float | None = None
-    generation_tokens_per_s: float | None = None
-    time_to_first_token_s: float | None = None
-    inter_token_latency_s: float | None = None
-    kv_cache_usage: float | None = None
-    prefix_cache_hit_rate: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from agent_manager.runtimes.base import InstanceSpec
-from agent_manager.swap.history import StartHistory
+from agent_manager.swap.history import SWAPS_KEPT, StartHistory, SwapHistory
+from agent_manager.swap.stats import SwapSample
 
 if TYPE_CHECKING:
     from agent_manager.state import StateDir
@@ -80,3 +82,43 @@ def test_a_disk_that_takes_nothing_is_no_failure(state: StateDir) -> None:
     history = StartHistory(state)
     history.record(DEV, 3.0)
     assert history.last(DEV) is None
+
+
+CARD = "GPU-1"
+SWAP = SwapSample(at=datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC), arrived="dev", left=None, seconds=12.5)
+
+
+def test_the_last_swaps_are_remembered_newest_first(state: StateDir) -> None:
+    history = SwapHistory(state, CARD)
+    assert history.last() == ()
+    history.record(SWAP)
+    history.record(replace(SWAP, arrived="po", left="dev"))
+    assert SwapHistory(state, CARD).last() == (replace(SWAP, arrived="po", left="dev"), SWAP)
+    assert SwapHistory(state, "GPU-2").last() == ()
+
+
+def test_no_more_swaps_than_are_kept(state: StateDir) -> None:
+    history = SwapHistory(state, CARD)
+    swaps = [replace(SWAP, at=SWAP.at + timedelta(minutes=number)) for number in range(SWAPS_KEPT + 3)]
+    for swap in swaps:
+        history.record(swap)
+    assert list(history.last()) == swaps[:2:-1]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "null", "[1]", '{"at": 1}', '[{"at": "yesterday"}]', '[{"at": "2026-01-01"}]']
+)
+def test_swaps_that_cannot_be_read_are_none(state: StateDir, text: str) -> None:
+    history = SwapHistory(state, CARD)
+    history.record(SWAP)
+    (state.cache / f"swaps-{CARD}.json").write_text(text)
+    assert history.last() == ()
+    history.record(SWAP)
+    assert history.last() == (SWAP,)
+
+
+def test_a_swap_that_cannot_be_written_is_lost_and_no_more(state: StateDir) -> None:
+    state.root.mkdir()
+    state.cache.write_text("a file where the folder should be")
+    SwapHistory(state, CARD).record(SWAP)
+    assert SwapHistory(state, CARD).last() == ()
