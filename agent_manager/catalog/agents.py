@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ENGINE_PORT_OFFSET = 100
+GATEWAY_PORT = 8080
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +37,8 @@ class Agent:
     """A named endpoint. `sampling` holds vLLM generation-config names, such as `temperature`.
 
     `utilization` None means auto. `thinking` None leaves the model's chat template to its own default.
-    `extra_args` go to the engine's command line as they are, after ours.
+    `extra_args` go to the engine's command line as they are, after ours. `aliases` are other names for it at the
+    gateway; `keep_alive_s` None is the gateway's own.
     """
 
     name: str
@@ -51,6 +53,8 @@ class Agent:
     thinking: bool | None = None
     sampling: Mapping[str, float | int] = field(default_factory=dict)
     extra_args: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+    keep_alive_s: float | None = None
 
     @property
     def engine_port(self) -> int:
@@ -86,6 +90,26 @@ class Simulation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Gateway:
+    """What the catalog says of the gateway.
+
+    `keep_alive_s`: how long an idle agent stays, negative for always. `max_wait_s` bounds the wait for a busy one.
+    The key is in the environment variable `api_key_env` or in the file `api_key_file`, or there is none.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = GATEWAY_PORT
+    api_key_env: str | None = None
+    api_key_file: Path | None = None
+    origins: tuple[str, ...] = ()
+    keep_alive_s: float = -1.0
+    max_wait_s: float = 60.0
+    default: str | None = None
+    preload: str | None = None
+    include_usage: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Catalog:
     """What the user declared, for one profile.
 
@@ -100,6 +124,7 @@ class Catalog:
     engines: Mapping[str, EngineSettings]
     models: Mapping[str, Model]
     agents: Mapping[str, Agent]
+    gateway: Gateway = field(default_factory=Gateway)
 
     def agent(self, name: str) -> Agent:
         """The agent of that name. Raises AgentUnknown, with the nearest name there is."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from agent_manager.catalog.agents import ENGINE_PORT_OFFSET
-from agent_manager.catalog.values import did_you_mean, resolved, shown
+from agent_manager.catalog.agents import ENGINE_PORT_OFFSET, GATEWAY_PORT
+from agent_manager.catalog.values import did_you_mean, is_loopback, resolved, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -26,7 +26,9 @@ def check(document: Document) -> None:
     agents = _mapping(top.get("agents"))
     _check_models(document, models)
     _check_references(document, ("agents",), agents, models)
-    _check_ports(document, agents)
+    _check_ports(document, agents, _mapping(top.get("gateway")))
+    _check_aliases(document, agents)
+    _check_gateway(document, _mapping(top.get("gateway")), agents)
     faults = _mapping(_mapping(_mapping(top.get("engines")).get("simulated")).get("faults"))
     _check_known(document, ("engines", "simulated", "faults"), faults, agents)
     for name, profile in _sections(top.get("profiles")):
@@ -82,9 +84,44 @@ def _check_known(document: Document, place: Place, named: Mapped, agents: Mapped
             document.report((*place, name), message, hint)
 
 
-def _check_ports(document: Document, agents: Mapped) -> None:
-    """Each agent takes two ports: its own, and its engine's, 100 above."""
+def _check_aliases(document: Document, agents: Mapped) -> None:
+    """A name means one agent."""
+    meant = {name: f"agent {shown(name)} itself" for name in agents}
+    for name, agent in _sections(agents):
+        aliases = agent.get("aliases")
+        for index, alias in enumerate(aliases if isinstance(aliases, list) else ()):
+            if isinstance(alias, str) and alias in meant:
+                message = f"'{shown(alias)}' means {meant[alias]} already"
+                document.report(("agents", name, "aliases", index), message, "choose another alias")
+            elif isinstance(alias, str):
+                meant[alias] = f"agent {shown(name)}"
+
+
+def _check_gateway(document: Document, gateway: Mapped, agents: Mapped) -> None:
+    for key in ("default", "preload"):
+        name = resolved(gateway.get(key))
+        if isinstance(name, str) and name not in agents:
+            hint = did_you_mean(name, agents) or "declare it under agents"
+            document.report(("gateway", key), f"no agent named '{shown(name)}' under agents", hint)
+    host = resolved(gateway.get("host", "127.0.0.1"))
+    keyed = {"api_key_env", "api_key_file"} & gateway.keys()
+    if isinstance(host, str) and not is_loopback(host) and not keyed:
+        hint = "add 'api_key_env: AGENT_MANAGER_API_KEY' beside it, or listen on 127.0.0.1"
+        document.report(
+            ("gateway", "host"), f"{shown(host)} is open to others, and no key is asked for", hint
+        )
+    if len(keyed) > 1:
+        document.report(
+            ("gateway", "api_key_file"), "there is a key in api_key_env already", "keep one of the two"
+        )
+
+
+def _check_ports(document: Document, agents: Mapped, gateway: Mapped) -> None:
+    """Each agent takes two ports: its own, and its engine's, 100 above; the gateway takes one for all."""
     taken: dict[int, str] = {}
+    common = resolved(gateway.get("port", GATEWAY_PORT))
+    if gateway and type(common) is int:
+        taken[common] = "the gateway"
     for name, agent in _sections(agents):
         port = resolved(agent.get("port"))
         if type(port) is not int:

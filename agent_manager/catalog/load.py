@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agent_manager.catalog.agents import Agent, Catalog, EngineSettings, Model, Simulation
+from agent_manager.catalog.agents import Agent, Catalog, EngineSettings, Gateway, Model, Simulation
 from agent_manager.catalog.document import Document, is_there, read_document, read_text
 from agent_manager.catalog.lockfile import read_lock
 from agent_manager.catalog.values import did_you_mean, shown
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         AgentSection,
         CatalogSection,
         EnginesSection,
+        GatewaySection,
         ModelSection,
         SimulatedSection,
         VllmCpuSection,
@@ -112,6 +113,7 @@ def load_catalog(
         agents={
             name: _agent(name, agent, overlays.get(name), models) for name, agent in section.agents.items()
         },
+        gateway=_gateway(section.gateway, path, environ),
     )
 
 
@@ -183,6 +185,23 @@ def _agent(
         thinking=fields.get("thinking"),
         sampling=sampling,
         extra_args=tuple(fields.get("extra_args", ())),
+        aliases=tuple(section.aliases),
+        keep_alive_s=fields.get("keep_alive"),
+    )
+
+
+def _gateway(section: GatewaySection, catalog: Path, environ: Mapping[str, str]) -> Gateway:
+    return Gateway(
+        host=section.host,
+        port=section.port,
+        api_key_env=section.api_key_env,
+        api_key_file=_folder(section.api_key_file, catalog, environ) if section.api_key_file else None,
+        origins=tuple(section.origins),
+        keep_alive_s=section.keep_alive,
+        max_wait_s=section.max_wait,
+        default=section.default,
+        preload=section.preload,
+        include_usage=section.include_usage,
     )
 
 

@@ -3,102 +3,47 @@
     python -m agent_manager.catalog.schema            print it (editors read it from models.schema.json)
     python -m agent_manager.catalog.schema --check F  exit 1 when F differs from it
 
-Each class is one mapping of the file. What a single value may be is in values.py, what holds between values
-(references, ports) in checks.py, how a problem is worded in wording.py.
+Each class is one mapping of the file. What a single value may be is in values.py and fields.py, what holds between
+values (references, ports) in checks.py, how a problem is worded in wording.py.
 """
 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    WithJsonSchema,
-    model_validator,
-)
+from pydantic import AfterValidator, ConfigDict, Field
 
 from agent_manager.catalog import values
-
-if TYPE_CHECKING:
-    from pydantic.config import JsonDict
-
-EngineName = Literal["vllm", "vllm-cpu", "simulated"]
-RuntimeName = Literal["docker", "process"]
-KvCacheDtype = Literal["auto", "float16", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2"]
-
-_TEXTS = (str, str | None)
-_CLOSED: JsonDict = {"additionalProperties": False}
-
-
-def _text(pattern: str) -> WithJsonSchema:
-    return WithJsonSchema({"type": "string", "pattern": f"^({pattern})$"})
-
-
-def _number_or(schema: dict[str, object], pattern: str) -> WithJsonSchema:
-    return WithJsonSchema({"anyOf": [schema, {"type": "string", "pattern": f"^({pattern})$"}]})
-
-
-Name = Annotated[str, PlainValidator(values.parse_name), _text(values.NAME)]
-AgentName = Annotated[str, PlainValidator(values.parse_agent_name), _text(values.AGENT_NAME)]
-Variable = Annotated[str, PlainValidator(values.parse_variable), _text(values.VARIABLE)]
-Image = Annotated[
-    str,
-    PlainValidator(values.parse_image),
-    WithJsonSchema({"type": "string", "pattern": "[:@]", "not": {"pattern": ":latest$"}}),
-]
-Command = list[Annotated[str, PlainValidator(values.parse_program), WithJsonSchema({"type": "string"})]]
-Size = Annotated[int, PlainValidator(values.parse_size), _number_or({"const": 0}, values.SIZE)]
-WholeGib = Annotated[int, PlainValidator(values.parse_whole_gib), _text(values.SIZE)]
-Context = Annotated[
-    int,
-    PlainValidator(values.parse_context),
-    _number_or({"type": "integer", "minimum": 1, "maximum": values.MAX_CONTEXT}, values.CONTEXT),
-]
-Duration = Annotated[
-    float,
-    PlainValidator(values.parse_duration),
-    _number_or({"type": "number", "exclusiveMinimum": 0}, values.DURATION),
-]
-Utilization = Annotated[
-    float | None,
-    PlainValidator(values.parse_utilization),
-    _number_or({"type": "number", "exclusiveMinimum": 0, "maximum": 1}, "auto"),
-]
-Repo = Annotated[str, PlainValidator(values.parse_repo), _text(r"[\w.-]+/[\w.-]+")]
-Commit = Annotated[str, PlainValidator(values.parse_commit), _text(values.COMMIT)]
-Folder = Annotated[str, PlainValidator(values.parse_path), WithJsonSchema({"type": "string"})]
-ParserName = Annotated[str, PlainValidator(values.parse_parser_name), _text(values.PARSER_NAME)]
-Text = Annotated[str, AfterValidator(str)]  # a plain str, also from the environment
-ExtraArg = Annotated[str, PlainValidator(values.parse_extra_arg), WithJsonSchema({"type": "string"})]
-Faults = Annotated[str, PlainValidator(values.parse_faults), _text(f"({values.FAULT})(, ?({values.FAULT}))*")]
-
-
-class Section(BaseModel):
-    """A mapping with known keys; anything else in it is a problem."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _resolve(cls, data: object) -> object:
-        """Read values from the environment as their fields need them: text stays text, an empty one is absent."""
-        if not isinstance(data, dict):
-            return data
-        read: dict[str, object] = {}
-        for key, value in data.items():
-            if isinstance(value, values.Interpolated):
-                field = cls.model_fields.get(key)
-                found = value if field and field.annotation in _TEXTS else values.resolved(value)
-                if found not in {"", None}:
-                    read[key] = found
-            else:
-                read[key] = value
-        return read
+from agent_manager.catalog.fields import (
+    CLOSED,
+    AgentName,
+    Alias,
+    Command,
+    Commit,
+    Context,
+    Duration,
+    EngineName,
+    ExtraArg,
+    Faults,
+    Folder,
+    Host,
+    Image,
+    KeepAlive,
+    KeyVariable,
+    KvCacheDtype,
+    Name,
+    Origin,
+    ParserName,
+    Repo,
+    RuntimeName,
+    Section,
+    Size,
+    Text,
+    Utilization,
+    Variable,
+    WholeGib,
+)
 
 
 def _image(default: str | None) -> Any:  # noqa: ANN401 - as pydantic's own Field
@@ -118,7 +63,7 @@ class EngineSection(Section):
 
     env: dict[Variable, Text] = Field(
         default_factory=dict,
-        json_schema_extra=_CLOSED,
+        json_schema_extra=CLOSED,
         description="Environment variables for the engine, each value in quotes.",
     )
     stall_timeout: Duration = Field(
@@ -155,7 +100,7 @@ class SimulatedSection(EngineSection):
     inter_token_ms: float = Field(default=15.0, ge=0, le=60_000, description="The time between two tokens.")
     faults: dict[AgentName, Faults] = Field(
         default_factory=dict,
-        json_schema_extra=_CLOSED,
+        json_schema_extra=CLOSED,
         description="What goes wrong on purpose, by agent; several are separated by commas.",
     )
 
@@ -275,6 +220,10 @@ class AgentOverlay(Section):
         default=None,
         description="Sampling defaults, for requests that do not say otherwise.",
     )
+    keep_alive: KeepAlive | None = Field(
+        default=None,
+        description="Under the gateway: how long it stays on the card with nothing to do; see gateway.keep_alive.",
+    )
     extra_args: Annotated[list[ExtraArg], AfterValidator(values.begin_with_flag)] = Field(
         default_factory=list,
         description="More flags for vLLM, after ours: [--flag, value]; none that has a key here.",
@@ -291,6 +240,46 @@ class AgentSection(AgentOverlay):
         description="Where clients reach it, on loopback; the engine itself listens 100 above.",
     )
     context: Context = Field(description="The longest prompt and answer together, in tokens: 32768, or 32k.")
+    aliases: list[Alias] = Field(
+        default_factory=list,
+        description="Other model names that mean this agent on the gateway's common port.",
+    )
+
+
+class GatewaySection(Section):
+    """The gateway: one door for all agents, which swaps as requests come."""
+
+    host: Host = Field(
+        default="127.0.0.1",
+        description="Where it listens. Any address but loopback needs a key: api_key_env or api_key_file.",
+    )
+    port: int = Field(
+        default=8080, ge=1024, le=65535, description="The common port, where the request's model decides."
+    )
+    api_key_env: KeyVariable | None = Field(
+        default=None, description="The environment variable that holds the key clients must show."
+    )
+    api_key_file: Folder | None = Field(default=None, description="A file that holds that key instead.")
+    origins: list[Origin] = Field(
+        default_factory=list,
+        description="Web pages that may use it, such as http://localhost:3000; none by default.",
+    )
+    keep_alive: KeepAlive = Field(
+        default=-1.0,
+        description="How long an agent stays on the card with nothing to do: 0, 5m, or -1 (the default) for always.",
+    )
+    max_wait: Duration = Field(
+        default=60.0,
+        description="The longest wait for a busy agent to make room, beside the swaps themselves: 60s by default.",
+    )
+    default: AgentName | None = Field(
+        default=None,
+        description="The agent that comes back when the one on the card was idle for its keep_alive.",
+    )
+    preload: AgentName | None = Field(default=None, description="The agent to put on the card at the start.")
+    include_usage: bool = Field(
+        default=False, description="Ask engines for token counts in every stream, as stream_options would."
+    )
 
 
 class ProfileSection(Section):
@@ -299,7 +288,7 @@ class ProfileSection(Section):
     engine: EngineName | None = Field(default=None, description="The engine of this profile.")
     runtime: RuntimeName | None = Field(default=None, description="The runtime of this profile.")
     agents: dict[AgentName, AgentOverlay] = Field(
-        default_factory=dict, json_schema_extra=_CLOSED, description="What changes, by agent."
+        default_factory=dict, json_schema_extra=CLOSED, description="What changes, by agent."
     )
 
 
@@ -316,16 +305,19 @@ class CatalogSection(Section):
     )
     engines: EnginesSection = Field(default_factory=EnginesSection, description="Engines, by name.")
     models: dict[Name, ModelSection] = Field(
-        min_length=1, json_schema_extra=_CLOSED, description="Checkpoints, by a name of your choice."
+        min_length=1, json_schema_extra=CLOSED, description="Checkpoints, by a name of your choice."
     )
     agents: dict[AgentName, AgentSection] = Field(
         min_length=1,
-        json_schema_extra=_CLOSED,
+        json_schema_extra=CLOSED,
         description="Agents, by the name that clients send as the model.",
+    )
+    gateway: GatewaySection = Field(
+        default_factory=GatewaySection, description="The gateway that 'agent-manager serve' runs."
     )
     profiles: dict[Name, ProfileSection] = Field(
         default_factory=dict,
-        json_schema_extra=_CLOSED,
+        json_schema_extra=CLOSED,
         description="Overlays on the agents, by a name for --profile.",
     )
 

@@ -22,6 +22,9 @@ COMMIT = r"[0-9a-f]{40}"
 SIZE = r"[0-9]{1,6}(\.[0-9]{1,3})? ?(KiB|MiB|GiB|kB|MB|GB)"
 CONTEXT = r"[1-9][0-9]{0,5}[kK]"
 DURATION = r"[0-9]{1,6}(\.[0-9]{1,3})?(s|m|h)"
+ALIAS = r"\w[\w.:/-]{0,95}"
+ORIGIN = r"https?://[a-zA-Z0-9.-]{1,253}(:[0-9]{1,5})?"
+HOST = r"[0-9a-fA-F:.]{2,45}|localhost"
 PARSER_NAME = r"[a-z0-9][a-z0-9_.-]{0,63}"
 REPO = r"\w([\w.-]{0,94}\w)?/\w([\w.-]{0,94}\w)?"
 VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
@@ -215,6 +218,42 @@ def parse_duration(value: object) -> float:
     if not 0 < seconds <= MAX_DURATION_S:
         raise RefusedError(f"expected more than 0 and at most 24 hours, got {kind(value)}", hint)
     return seconds
+
+
+def parse_keep_alive(value: object) -> float:
+    """Seconds as Ollama's keep_alive says them: 0 is at once, -1 is always, else as a duration."""
+    if type(value) in {int, float} and float(str(value)) in {0.0, -1.0}:
+        return float(str(value))
+    return parse_duration(value)
+
+
+def parse_alias(value: object) -> str:
+    """Another name for an agent, as clients send it: `gpt-4o`, `Org/Name`, `coder:14b`."""
+    hint = "use letters, digits and '-._:/', at most 96, a letter or digit first"
+    return _matching(ALIAS, value, "expected a model name", hint).group()
+
+
+def parse_host(value: object) -> str:
+    """An address to listen on: `127.0.0.1`, `::1`, `0.0.0.0`."""
+    hint = "write an address of this machine: 127.0.0.1, or 0.0.0.0 for all of them"
+    return _matching(HOST, value, "expected an address", hint).group()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen on is this machine's alone."""
+    return host in {"localhost", "::1"} or host.startswith("127.")
+
+
+def parse_origin(value: object) -> str:
+    """A web page's origin, as browsers send it."""
+    hint = "write it as browsers do, such as http://localhost:3000, without a path"
+    return _matching(ORIGIN, value, "expected an origin", hint).group()
+
+
+def parse_key_variable(value: object) -> str:
+    """The name of the environment variable that holds a key."""
+    hint = "write the variable's name, such as AGENT_MANAGER_API_KEY; the key itself never stands here"
+    return _matching(VARIABLE, value, "expected the name of an environment variable", hint).group()
 
 
 def parse_utilization(value: object) -> float | None:

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from agent_manager.catalog import load as load_module
+from agent_manager.catalog.agents import Gateway
 from agent_manager.catalog.load import find_catalog, load_catalog, packaged_catalog
 from agent_manager.errors import AgentUnknown, CatalogInvalid, UsageError
-from tests.catalog.conftest import SMALL, Load
+from tests.catalog.conftest import SMALL, Load, Problems
 
 PROFILED = """\
 version: 1
@@ -101,6 +102,42 @@ engines:
         1,
     )
     assert simulation.faults == {"dev": "crash-after:3,ignore-sigterm"}
+
+
+def test_the_gateway_and_what_it_knows_of_agents(load: Load, tmp_path: Path) -> None:
+    catalog = load(
+        SMALL.replace("4k}", "4k, aliases: [gpt-4o, Org/Coder], keep_alive: 0}")
+        + """\
+gateway:
+  host: 0.0.0.0
+  api_key_file: keys/gateway
+  origins: ["http://localhost:3000"]
+  keep_alive: 5m
+  default: dev
+"""
+    )
+    agent = catalog.agent("dev")
+    assert (agent.aliases, agent.keep_alive_s) == (("gpt-4o", "Org/Coder"), 0.0)
+    assert catalog.gateway == Gateway(
+        host="0.0.0.0",  # noqa: S104 - written, not listened on
+        api_key_file=tmp_path / "keys" / "gateway",
+        origins=("http://localhost:3000",),
+        keep_alive_s=300.0,
+        default="dev",
+    )
+    assert load(SMALL).gateway == Gateway()
+    assert load(SMALL).agent("dev").keep_alive_s is None
+
+
+def test_a_name_means_one_agent(problems: Problems) -> None:
+    found = problems(
+        SMALL.replace("4k}", "4k, aliases: [po, coder]}")
+        + "  po: {model: tiny, port: 8002, context: 4k, aliases: [coder, x]}\n"
+    )
+    assert [(each.path, each.message) for each in found] == [
+        ("agents.dev.aliases[0]", "'po' means agent po itself already"),
+        ("agents.po.aliases[0]", "'coder' means agent dev already"),
+    ]
 
 
 @pytest.mark.parametrize(

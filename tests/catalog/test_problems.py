@@ -82,6 +82,14 @@ profiles:
         port: 9000                             # profiles.p.agents.dev.port | cannot change 'port'
         model: zz                              # profiles.p.agents.dev.model | no model named 'zz'
         context: ${env:NOT_SET}                # profiles.p.agents.dev.context | NOT_SET is not set
+gateway:
+  host: 0.0.0.0                                # gateway.host | open to others, and no key is asked for
+  port: 81                                     # gateway.port | expected at least 1024, got 81
+  api_key: secret                              # gateway.api_key | unknown key
+  keep_alive: -5                               # gateway.keep_alive | more than 0
+  origins: [localhost]                         # gateway.origins[0] | expected an origin
+  default: deev                                # gateway.default | no agent named 'deev'
+  preload: [dev]                               # gateway.preload | expected a plain name
 """
 
 
@@ -97,6 +105,14 @@ def test_every_problem_is_reported_at_once_with_its_line(problems: Problems) -> 
         assert message in problem.message
         assert problem.hint, problem
         assert problem.file.endswith("models.yaml")
+
+
+def test_the_gateways_port_is_nobody_elses(problems: Problems) -> None:
+    (found,) = problems(SMALL + "gateway: {port: 8101}\n")
+    assert (found.path, found.message) == (
+        "agents.dev.port",
+        "its engine's port 8101 is taken by the gateway",
+    )
 
 
 @pytest.mark.parametrize(
