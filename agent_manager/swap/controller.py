@@ -11,11 +11,12 @@ import asyncio
 import contextlib
 import secrets
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from agent_manager.engines.client import EngineClient
+from agent_manager.engines.figures import FigureReader
 from agent_manager.errors import AgentManagerError, MemoryHeld, OperationFailed
 from agent_manager.runtimes.base import Instance, InstanceState
 from agent_manager.runtimes.kept_logs import keep_log
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     from agent_manager.gpu.base import Card, GpuProbe
+    from agent_manager.planning.base import Measured
     from agent_manager.runtimes.base import InstanceSpec, Runtime
     from agent_manager.swap.history import StartHistory
     from agent_manager.swap.host import Host
@@ -37,15 +39,30 @@ if TYPE_CHECKING:
 STOP_GRACE_S = 45.0
 """vLLM gets `--shutdown-timeout 30` to finish what it has; the rest is for its workers to end."""
 MEMORY_TIMEOUT_S = 60.0
+STALL_TIMEOUT_S = 900.0
 MEMORY_POLL_S = 0.05
 DRAIN_POLL_S = 0.05
 
 
-class Controller:
-    """Takes one card through one swap. `await run(...)` blocks until the swap has ended.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Newcomer:
+    """An agent that can be put on the card: its spec, whose id is still open, and the name of its runtime.
 
-    `newcomer` is the spec for the agent that is wanted (None when the card is to be emptied), `start_bytes`
-    the memory that must be free before it starts. `known` are the instances found on the card, by id.
+    `start_bytes` must be free before it starts. `measured` is told what its log said of its memory, once it is
+    ready.
+    """
+
+    spec: InstanceSpec
+    runtime: str
+    start_bytes: int
+    stall_timeout_s: float = STALL_TIMEOUT_S
+    measured: Callable[[Measured], None] | None = None
+
+
+class Controller:
+    """Takes one card through one swap (`run`), or through as many as requests want (`keep`).
+
+    `newcomers` are the agents that may be wanted, by name. `known` are the instances found on the card, by id.
     """
 
     def __init__(  # noqa: PLR0913 - everything it acts on, said once
@@ -57,10 +74,7 @@ class Controller:
         lock: CardLock,
         history: StartHistory,
         listener: Listener,
-        newcomer: InstanceSpec | None = None,
-        newcomer_runtime: str = "",
-        start_bytes: int = 0,
-        stall_timeout_s: float = 900.0,
+        newcomers: Mapping[str, Newcomer] | None = None,
         memory_timeout_s: float = MEMORY_TIMEOUT_S,
         known: Mapping[str, Instance] | None = None,
     ) -> None:
@@ -70,14 +84,12 @@ class Controller:
         self._lock = lock
         self._history = history
         self._listener = listener
-        self._newcomer = newcomer
-        self._newcomer_runtime = newcomer_runtime
-        self._start_bytes = start_bytes
-        self._stall_timeout_s = stall_timeout_s
+        self._newcomers = dict(newcomers or {})
         self._memory_timeout_s = memory_timeout_s
         self._known = dict(known or {})
         self._events: asyncio.Queue[tuple[asyncio.Task[None] | None, ev.Event]] = asyncio.Queue()
         self._slow: asyncio.Task[None] | None = None
+        self._wake: asyncio.TimerHandle | None = None
         self._spawned_at: dict[str, float] = {}
         self.ready_after_s: float | None = None
 
@@ -91,7 +103,7 @@ class Controller:
             if isinstance(first, ev.AwaitReady):
                 await self._perform(first)
             else:
-                self._events.put_nowait((None, first))
+                self.tell(first)
             while True:
                 source, event = await self._events.get()
                 if source is not None and source is not self._slow:
@@ -105,6 +117,59 @@ class Controller:
             self._host.interrupts.subscribe(None)
             await self._abandon()
 
+    async def keep(
+        self, state: State, first: ev.Event | ev.AwaitReady | None, hear: Callable[[State, ev.Effect], None]
+    ) -> None:
+        """Perform what the machine decides, swap after swap, until cancelled.
+
+        `first` as in `run`; further events come through `tell`. `hear` is called with each effect after it was
+        performed, and the state that it led to; it must not block.
+        """
+        if isinstance(first, ev.AwaitReady):
+            await self._perform(first)
+        elif first is not None:
+            self.tell(first)
+        watch = _ResidentWatch(self)
+        try:
+            while True:
+                source, event = await self._events.get()
+                if source is not None and source is not self._slow:
+                    continue
+                state, effects = step(state, event, time.monotonic())
+                # An end that was asked for is no crash.
+                watch.follow(None if state.swap else state.resident)
+                for effect in effects:
+                    await self._perform(effect)
+                    if isinstance(effect, ev.Wake):
+                        self._wake_at(effect.at_s)
+                    elif isinstance(effect, ev.Finish):
+                        with contextlib.suppress(OSError):
+                            self._lock.tell()  # nothing is being done any more
+                    hear(state, effect)
+        finally:
+            watch.follow(None)
+            if self._wake is not None:
+                self._wake.cancel()
+            await self._abandon()
+
+    def _wake_at(self, at_s: float) -> None:
+        if self._wake is not None:
+            self._wake.cancel()
+        # The event loop's clock is time.monotonic.
+        self._wake = asyncio.get_running_loop().call_at(at_s, self.tell, ev.Due())
+
+    def tell(self, event: ev.Event) -> None:
+        """Something happened: a request came or ended, somebody wants something. Never blocks."""
+        self._events.put_nowait((None, event))
+
+    async def ended(self, occupant: ev.Occupant) -> None:
+        """Wait until the instance is gone, whoever ended it."""
+        await self._runtime(occupant.instance_id).wait(occupant.instance_id)
+
+    async def kill(self, occupant: ev.Occupant) -> None:
+        """End an instance that does not answer any more."""
+        await self._runtime(occupant.instance_id).stop(occupant.instance_id, grace_s=0)
+
     async def discard(self, instance: Instance) -> None:
         """Kill and remove what an earlier operation left behind; its log is kept. Blocks until it is gone."""
         runtime = self._runtimes[instance.runtime]
@@ -113,7 +178,7 @@ class Controller:
         await self._remove(instance.spec.id)
 
     def _interrupted(self) -> None:
-        self._events.put_nowait((None, ev.Interrupted()))
+        self.tell(ev.Interrupted())
 
     # --- effects ------------------------------------------------------------------------------------------
 
@@ -133,7 +198,7 @@ class Controller:
                 self._spawn(partial(self._await_memory, effect), lambda error: ev.MemoryHeld(reason=error))
             case ev.Start(agent=agent):
                 self._begin(Step.STARTING, agent)
-                spec = self._new_instance()
+                spec = self._new_instance(agent)
                 self._spawn(
                     partial(self._start, spec),
                     lambda error: ev.StartFailed(reason=error, instance_id=spec.id),
@@ -149,8 +214,8 @@ class Controller:
                 await self._remove(instance_id)
             case ev.Abandon():
                 await self._abandon()
-            case ev.Finish() | ev.Grant() | ev.Reject():
-                pass  # `run` returns the outcome; requests reach the machine through a gateway only
+            case ev.Finish() | ev.Grant() | ev.Reject() | ev.Wake():
+                pass  # `run` returns the outcome; the rest is for requests, which reach the machine through `keep`
 
     def _spawn(
         self, work: Callable[[], Awaitable[ev.Event]], failed: Callable[[Exception], ev.Event]
@@ -206,7 +271,7 @@ class Controller:
         return ev.Stopped(instance_id=id_)
 
     async def _await_memory(self, effect: ev.AwaitMemory) -> ev.Event:
-        needed = effect.claim_bytes if effect.restoring else self._start_bytes
+        needed = effect.claim_bytes if effect.restoring else self._newcomers[effect.agent].start_bytes
         deadline, told = time.monotonic() + self._memory_timeout_s, False
         while True:
             card = await asyncio.to_thread(self._probe.read)
@@ -220,13 +285,11 @@ class Controller:
                 self._listener(Remark(message=_who_holds(card)))
             await asyncio.sleep(MEMORY_POLL_S)
 
-    def _new_instance(self) -> InstanceSpec:
-        if self._newcomer is None:
-            raise AssertionError("nothing was planned to start")
-        return replace(self._newcomer, id=f"{self._newcomer.agent}-{secrets.token_hex(4)}")
+    def _new_instance(self, agent: str) -> InstanceSpec:
+        return replace(self._newcomers[agent].spec, id=f"{agent}-{secrets.token_hex(4)}")
 
     async def _start(self, spec: InstanceSpec) -> ev.Event:
-        runtime = self._runtimes[self._newcomer_runtime]
+        runtime = self._runtimes[self._newcomers[spec.agent].runtime]
         await runtime.create(spec)
         self._known[spec.id] = Instance(spec=spec, runtime=runtime.name, state=InstanceState.CREATED)
         await runtime.start(spec.id)
@@ -243,10 +306,19 @@ class Controller:
         last = self._history.last(spec)
         expected_s = last.seconds if last else None
         self._begin(Step.LOADING, spec.agent, expected_s=expected_s, restoring=effect.restoring)
+        newcomer = self._newcomers.get(spec.agent)
+        measured = newcomer.measured if newcomer and not effect.restoring else None
+        figures = FigureReader() if measured else None
         watch = LoadWatch(
-            self._runtime(spec.id), spec, listener=self._listener, stall_timeout_s=self._stall_timeout_s
+            self._runtime(spec.id),
+            spec,
+            listener=self._listener,
+            stall_timeout_s=newcomer.stall_timeout_s if newcomer else STALL_TIMEOUT_S,
+            figures=figures,
         )
         await watch.until_ready()
+        if measured and figures and figures.measured:
+            measured(figures.measured)
         spawned_at = self._spawned_at.get(spec.id)
         if spawned_at is not None:
             self.ready_after_s = time.monotonic() - spawned_at
@@ -276,6 +348,28 @@ class Controller:
 
     def _spec(self, instance_id: str) -> InstanceSpec:
         return self._known[instance_id].spec
+
+
+class _ResidentWatch:
+    """Tells the controller when the one that serves ends by itself."""
+
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+        self._resident: ev.Occupant | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def follow(self, resident: ev.Occupant | None) -> None:
+        """Watch this one from now on, None nobody."""
+        if resident == self._resident:
+            return
+        self._resident = resident
+        if self._task is not None:
+            self._task.cancel()
+        self._task = asyncio.create_task(self._wait(resident)) if resident else None
+
+    async def _wait(self, resident: ev.Occupant) -> None:
+        await self._controller.ended(resident)
+        self._controller.tell(ev.Exited(instance_id=resident.instance_id))
 
 
 def occupant_of(spec: InstanceSpec) -> ev.Occupant:

@@ -42,6 +42,7 @@ class Host:
 
     `runtimes`: those that answer, by name. `probe` makes the reader of a kind of card.
     `engine` and `runtime` are the user's choice (option or environment); None: the catalog decides.
+    `behind_gateway`: a gateway listens on the agents' ports, so instances leave them alone.
     """
 
     state: StateDir
@@ -52,3 +53,4 @@ class Host:
     runtime: str | None = None
     environ: Mapping[str, str] = field(default_factory=dict)
     interrupts: Interrupts = field(default_factory=Interrupts)
+    behind_gateway: bool = False

@@ -25,16 +25,18 @@ if TYPE_CHECKING:
     from agent_manager.state import StateDir
 
 POLL_S = 0.1
+OPERATION = "operation"
+GATEWAY = "gateway"
 
 
 class CardLock:
     """The lock of one card, held. Others read from it who holds it and what is being done."""
 
-    def __init__(self, folder: Path, verb: str) -> None:
+    def __init__(self, folder: Path, verb: str, kind: str) -> None:
         self._path = folder / "owner.json"
         self._facts: dict[str, str | int | None] = {
             "pid": os.getpid(),
-            "kind": "operation",
+            "kind": kind,
             "verb": verb,
             "start_ticks": _start_ticks(os.getpid()),
         }
@@ -51,18 +53,25 @@ class CardLock:
 
 @contextlib.asynccontextmanager
 async def own_card(
-    state: StateDir, card: str, *, verb: str, wait_s: float = 0.0, unannounced: bool = False
+    state: StateDir,
+    card: str,
+    *,
+    verb: str,
+    kind: str = OPERATION,
+    wait_s: float = 0.0,
+    unannounced: bool = False,
 ) -> AsyncIterator[CardLock]:
     """Hold the card's lock, waiting up to `wait_s` for it.
 
-    Raises CardBusy naming who holds it, StateUnusable when the folder cannot be written. `unannounced`: hold it
-    even if the disk is too full to say who does, for what only gives things back.
+    `kind`: an operation that ends by itself, or a gateway. Raises CardBusy naming who holds it, StateUnusable when
+    the folder cannot be written. `unannounced`: hold it even if the disk is too full to say who does, for what only
+    gives things back.
     """
     folder = ensure(state.card(card))
     descriptor = _open(folder / "lock")
     try:
         await _acquire(descriptor, state, card, wait_s)
-        lock = CardLock(folder, verb)
+        lock = CardLock(folder, verb, kind)
         try:
             lock.tell()
         except OSError as error:
@@ -119,11 +128,10 @@ async def _acquire(descriptor: int, state: StateDir, card: str, wait_s: float) -
 def _busy(state: StateDir, card: str) -> CardBusy:
     owner = read_owner(state, card)
     who = f"'{owner.verb}' (pid {owner.pid})" if owner else "another process"
-    return CardBusy(
-        f"card {card} is owned by {who}",
-        hint="wait for it to finish, or give --wait 60 to wait up to a minute",
-        where=card,
-    )
+    hint = "wait for it to finish, or give --wait 60 to wait up to a minute"
+    if owner and owner.kind == GATEWAY:
+        hint = f"the gateway swaps by itself when an agent is asked; 'kill {owner.pid}' ends it"
+    return CardBusy(f"card {card} is owned by {who}", hint=hint, where=card)
 
 
 def _start_ticks(pid: int) -> int | None:

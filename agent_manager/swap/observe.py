@@ -14,7 +14,7 @@ from agent_manager.runtimes.base import InstanceState
 from agent_manager.swap.takeover import Found, Life
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from agent_manager.engines.base import Phase
     from agent_manager.runtimes.base import Instance, Runtime
@@ -62,13 +62,13 @@ async def observe(runtime: Runtime, instance: Instance) -> Observed:
     return Observed(instance=instance, life=life, phase=tracker.phase, tail=tail)
 
 
-async def find(runtimes: Mapping[str, Runtime], card: str, fingerprint: str | None) -> tuple[Found, ...]:
-    """What is on `card`, oldest first; `fingerprint` is that of the engine that is wanted, if one is."""
+async def find(runtimes: Mapping[str, Runtime], card: str, wanted: Collection[str] = ()) -> tuple[Found, ...]:
+    """What is on `card`, oldest first; `wanted` are the fingerprints of engines that may stay there."""
     everything, _ = await instances(runtimes)
     mine = [instance for instance in everything if instance.spec.card == card]
     observed = await asyncio.gather(*(_observe_well(runtimes[each.runtime], each) for each in mine))
     return tuple(
-        Found(instance=each.instance, life=each.life, wanted=each.instance.spec.fingerprint == fingerprint)
+        Found(instance=each.instance, life=each.life, wanted=each.instance.spec.fingerprint in wanted)
         for each in observed
     )
 

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import time
+from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 from agent_manager.engines.client import EngineClient
 from agent_manager.errors import AgentManagerError, Interrupted, NotRunning
 from agent_manager.runtimes.ports import require_free
 from agent_manager.swap import events as ev
-from agent_manager.swap.controller import MEMORY_TIMEOUT_S, Controller, as_error, occupant_of
-from agent_manager.swap.history import StartHistory
+from agent_manager.swap.controller import MEMORY_TIMEOUT_S, Controller, Newcomer, as_error, occupant_of
+from agent_manager.swap.footprints import Footprints, ran_with
+from agent_manager.swap.history import StartHistory, SwapHistory
 from agent_manager.swap.lock import own_card
 from agent_manager.swap.machine import State, following
 from agent_manager.swap.notices import LaunchPlan, LaunchResult, PlannedStep, Remark, StopResult
 from agent_manager.swap.observe import find, instances
 from agent_manager.swap.prepare import Draft, Prepared, draft, finish, prepare, probe_of
+from agent_manager.swap.stats import SwapSample
 from agent_manager.swap.takeover import Found, Takeover, runs, take_over
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from agent_manager.planning.base import Measured
     from agent_manager.runtimes.base import Instance
     from agent_manager.swap.host import Host
     from agent_manager.swap.lock import CardLock
@@ -48,7 +54,7 @@ async def launch(  # noqa: PLR0913 - the options of the verb
     ready = await prepare(host, agent, pull=pull, listener=listener)
     verb = f"{'restart' if again else 'launch'} {agent}"
     async with own_card(host.state, ready.card.id, verb=verb, wait_s=wait_s) as lock:
-        found = await find(host.runtimes, ready.card.id, ready.spec.fingerprint)
+        found = await find(host.runtimes, ready.card.id, {ready.spec.fingerprint})
         _check_ports(ready, found)
         taken = take_over(found)
         resident = taken.resident
@@ -57,9 +63,12 @@ async def launch(  # noqa: PLR0913 - the options of the verb
         for leftover in taken.leftovers:
             await controller.discard(leftover.instance)
         state, first = _opening(ready, taken, drain_timeout_s, replace_same=not answers)
+        began = time.monotonic()
         outcome = await controller.run(state, first)
         if outcome.result is not ev.Result.DONE or outcome.resident is None:
             raise _undone(outcome, listener)
+        if controller.ready_after_s is not None:
+            _remember(host, ready, resident, time.monotonic() - began)
         return _launched(ready, taken, outcome.resident, controller.ready_after_s, already=answers)
 
 
@@ -81,8 +90,8 @@ async def plan_launch(host: Host, agent: str) -> LaunchPlan:
     """What `launch` would do now, in order, each with its cause. Touches nothing; raises as `prepare` does."""
     drafted = await draft(host, host.catalog.agent(agent))
     ready = finish(drafted, drafted.fit) if drafted.fit else None
-    fingerprint = ready.spec.fingerprint if ready else None
-    taken = take_over(await find(host.runtimes, drafted.card.id, fingerprint))
+    wanted = {ready.spec.fingerprint} if ready else ()
+    taken = take_over(await find(host.runtimes, drafted.card.id, wanted))
     return LaunchPlan(
         agent=agent,
         engine=drafted.engine.name,
@@ -156,7 +165,7 @@ async def _empty(
     host: Host, card: str, agents: Sequence[str], lock: CardLock, listener: Listener, drain_timeout_s: float
 ) -> list[str]:
     # Looked at again: another operation may have had the card while we waited for it.
-    found = await find(host.runtimes, card, None)
+    found = await find(host.runtimes, card)
     found = tuple(each for each in found if not agents or each.instance.spec.agent in agents)
     taken = take_over(found)
     probe = probe_of(host, found[0].instance.spec.engine) if found else None
@@ -195,13 +204,26 @@ def _controller(
         lock=lock,
         history=StartHistory(host.state),
         listener=listener,
-        newcomer=ready.spec,
-        newcomer_runtime=ready.runtime.name,
-        start_bytes=ready.fit.start_bytes,
-        stall_timeout_s=ready.settings.stall_timeout_s,
+        newcomers={ready.agent.name: newcomer_of(host, ready)},
         memory_timeout_s=timeout_s,
         known=_known(found),
     )
+
+
+def newcomer_of(host: Host, ready: Prepared) -> Newcomer:
+    """What the controller has to know to put it on the card."""
+    return Newcomer(
+        spec=ready.spec,
+        runtime=ready.runtime.name,
+        start_bytes=ready.fit.start_bytes,
+        stall_timeout_s=ready.settings.stall_timeout_s,
+        measured=None if ready.engine.simulated else partial(_record, host, ready),
+    )
+
+
+def _record(host: Host, ready: Prepared, said: Measured) -> None:
+    """Keep what the engine's log said of its memory, for the next plan."""
+    Footprints(host.state).record(ready.setup, ran_with(said, ready.agent, ready.fit))
 
 
 def _opening(
@@ -239,6 +261,16 @@ def _launched(
         replaced=(left,) if left and left != ready.agent.name else (),
         already_running=already,
     )
+
+
+def _remember(host: Host, ready: Prepared, resident: Found | None, took_s: float) -> None:
+    swap = SwapSample(
+        at=datetime.now(UTC),
+        arrived=ready.agent.name,
+        left=resident.instance.spec.agent if resident else None,
+        seconds=round(took_s, 3),
+    )
+    SwapHistory(host.state, ready.card.id).record(swap)
 
 
 def _undone(outcome: ev.Outcome, listener: Listener) -> AgentManagerError:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -16,21 +15,25 @@ from agent_manager.checkpoints.disk import Missing, facts_of, hub_cache_from, lo
 from agent_manager.compose import command_line, here, render
 from agent_manager.engines.base import CardKind, Source
 from agent_manager.engines.registry import engine_named
-from agent_manager.errors import CheckpointUnusable, DoesNotFit, Interrupted, NoGpu, UsageError
+from agent_manager.errors import CheckpointUnusable, DoesNotFit, NoGpu, UsageError
 from agent_manager.planning.base import Demand, Fit, Shortfall
 from agent_manager.planning.vram import plan
 from agent_manager.runtimes.base import InstanceSpec
+from agent_manager.swap.footprints import Footprints, setup_of
 from agent_manager.swap.notices import PullProgress, Remark, Step, StepBegan
+from agent_manager.swap.pulling import fetch
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from agent_manager.catalog.agents import Agent, EngineSettings, Model
+    from agent_manager.catalog.agents import Agent, EngineSettings
     from agent_manager.checkpoints.facts import Facts
     from agent_manager.compose import Place
     from agent_manager.engines.base import Engine
     from agent_manager.gpu.base import Card, GpuProbe
+    from agent_manager.planning.base import Measured
     from agent_manager.runtimes.base import Fetching, Runtime
+    from agent_manager.swap.footprints import Setup
     from agent_manager.swap.host import Host
     from agent_manager.swap.notices import Listener
 
@@ -40,8 +43,8 @@ class Draft:
     """What is settled about a launch before any file is fetched.
 
     `missing` is set while the checkpoint is not (all) on disk; `fit` is then an estimate from public figures, or
-    None where nothing is known. The simulated engine needs no files. `place` is this machine as a container sees
-    it, None for a process.
+    None where nothing is known. The simulated engine needs no files. `setup` is what its figures hold for, once
+    measured. `place` is this machine as a container sees it, None for a process.
     """
 
     agent: Agent
@@ -52,8 +55,10 @@ class Draft:
     card: Card
     fit: Fit | None
     source: Source
+    setup: Setup
     missing: Missing | None
     place: Place | None
+    behind_gateway: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +72,7 @@ class Prepared:
     probe: GpuProbe
     card: Card
     fit: Fit
+    setup: Setup
     spec: InstanceSpec
 
 
@@ -85,7 +91,7 @@ async def prepare(host: Host, name: str, *, pull: bool, listener: Listener) -> P
                 hint="launch without --no-pull fetches what is missing",
                 where=f"models.{agent.model.name}",
             )
-        agent = replace(agent, model=await _pulled(host, agent.model, listener))
+        agent = replace(agent, model=await fetch(host, agent.model, listener=listener))
         drafted = await draft(host, agent)
     if drafted.missing is not None or drafted.fit is None:
         reason = drafted.missing.reason if drafted.missing else "nothing is known of it"
@@ -113,8 +119,10 @@ async def draft(host: Host, agent: Agent) -> Draft:
         if model.path
         else Source(model=str(model.repo), revision=revision, hub_cache=str(cache))
     )
+    setup = setup_of(agent, engine, settings, card, runtime=runtime.name, revision=revision, facts=facts)
     known = facts is not None or engine.simulated
-    fit = fit_of(agent, engine, settings, card.total_bytes, facts) if known else None
+    measured = Footprints(host.state).last(setup)
+    fit = fit_of(agent, engine, settings, card.total_bytes, facts, measured) if known else None
     version = await runtime.container_engine()
     return Draft(
         agent=agent,
@@ -125,8 +133,10 @@ async def draft(host: Host, agent: Agent) -> Draft:
         card=card,
         fit=fit,
         source=source,
+        setup=setup,
         missing=missing,
         place=None if version is None else _place(host, engine, card, cache, version),
+        behind_gateway=host.behind_gateway,
     )
 
 
@@ -150,7 +160,7 @@ def finish(drafted: Draft, fit: Fit) -> Prepared:
         argv=argv,
         env=env,
         engine_port=agent.engine_port,
-        agent_port=agent.port,
+        agent_port=None if drafted.behind_gateway else agent.port,
         document=document,
     )
     return Prepared(
@@ -161,6 +171,7 @@ def finish(drafted: Draft, fit: Fit) -> Prepared:
         probe=drafted.probe,
         card=card,
         fit=fit,
+        setup=drafted.setup,
         spec=spec,
     )
 
@@ -206,10 +217,27 @@ def probe_of(host: Host, engine_name: str) -> GpuProbe:
 
 
 def fit_of(
-    agent: Agent, engine: Engine, settings: EngineSettings, total_bytes: int, facts: Facts | None
+    agent: Agent,
+    engine: Engine,
+    settings: EngineSettings,
+    total_bytes: int,
+    facts: Facts | None,
+    measured: Measured | None = None,
 ) -> Fit:
     """How the agent fits a card of `total_bytes`. Raises DoesNotFit, with what would make it fit."""
-    demand = Demand(
+    answer = plan(demand_of(agent, engine, settings, facts, measured), total_bytes)
+    if isinstance(answer, Shortfall):
+        raise DoesNotFit(
+            answer.message, hint="; or ".join(answer.remedies) or None, where=f"agents.{agent.name}"
+        )
+    return answer
+
+
+def demand_of(
+    agent: Agent, engine: Engine, settings: EngineSettings, facts: Facts | None, measured: Measured | None
+) -> Demand:
+    """What the agent asks of a card, for the planner."""
+    return Demand(
         agent=agent.name,
         context=agent.context,
         sequences=agent.sequences,
@@ -220,13 +248,8 @@ def fit_of(
         budget=engine.budget,
         kv_cache_bytes=settings.kv_cache_bytes,
         facts=facts,
+        measured=measured,
     )
-    answer = plan(demand, total_bytes)
-    if isinstance(answer, Shortfall):
-        raise DoesNotFit(
-            answer.message, hint="; or ".join(answer.remedies) or None, where=f"agents.{agent.name}"
-        )
-    return answer
 
 
 def _place(host: Host, engine: Engine, card: Card, hub_cache: Path, version: int) -> Place:
@@ -239,6 +262,7 @@ def _place(host: Host, engine: Engine, card: Card, hub_cache: Path, version: int
         # What it claims of the card belongs to whoever owns the card's folder.
         user=f"{os.getuid()}:{os.getgid()}",
         docker_version=version,
+        publish_agent=not host.behind_gateway,
     )
 
 
@@ -258,31 +282,3 @@ class _Fetched:
         )
         if now.message:
             self._listener(Remark(message=f"{now.subject}: {now.message}"))
-
-
-async def _pulled(host: Host, model: Model, listener: Listener) -> Model:
-    """Fetch the checkpoint, at its commit or at the one its main branch has now, which is then recorded."""
-    from agent_manager.catalog.lockfile import record_revision  # noqa: PLC0415 - only a pull needs them
-    from agent_manager.checkpoints import hub  # noqa: PLC0415 - its library costs more than the rest of a launch
-
-    if model.repo is None:
-        raise AssertionError("a folder is never pulled")
-    repo, given_up = model.repo, threading.Event()
-    listener(StepBegan(step=Step.PULLING, agent=model.name))
-
-    def tell(now: hub.PullProgress) -> None:
-        if given_up.is_set():
-            raise Interrupted(f"the pull of {model.name} was given up")
-        listener(PullProgress(model=model.name, done_bytes=now.done_bytes, total_bytes=now.total_bytes))
-
-    pinned = model.revision
-    revision = pinned if pinned is not None else await asyncio.to_thread(hub.resolve_revision, repo)
-    cache = hub_cache_from(host.environ)
-    try:
-        await asyncio.to_thread(hub.pull, model, revision=revision, hub_cache=cache, on_progress=tell)
-    except asyncio.CancelledError:
-        given_up.set()  # a thread cannot be cancelled: it ends itself at its next word
-        raise
-    if model.revision is None:
-        record_revision(host.catalog.source, repo, revision, state_root=host.state.root)
-    return replace(model, revision=revision)

@@ -1,0 +1,50 @@
+"""What the gateway counts, for Prometheus. One registry of its own; no label comes from a client."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+_WAITS_S: Final = (0.01, 0.1, 0.5, 1, 2.5, 5, 10, 15, 30, 60, 120, 300, 600)
+
+
+class Counts:
+    """The counters of one gateway."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "agent_manager_requests_total",
+            "Requests answered, by agent and status",
+            ("agent", "status"),
+            registry=self.registry,
+        )
+        self.queue = Histogram(
+            "agent_manager_queue_seconds",
+            "How long requests waited for their agent to be on the card",
+            ("agent",),
+            buckets=_WAITS_S,
+            registry=self.registry,
+        )
+        self.swaps = Counter(
+            "agent_manager_swaps_total",
+            "Swaps that were wanted, by the agent that came and how they ended",
+            ("agent", "result"),
+            registry=self.registry,
+        )
+        self.swap = Histogram(
+            "agent_manager_swap_seconds",
+            "How long swaps took, from the decision until the agent was ready",
+            ("agent",),
+            buckets=_WAITS_S,
+            registry=self.registry,
+        )
+        self.open = Gauge(
+            "agent_manager_requests_open", "Requests that are not answered yet", registry=self.registry
+        )
+
+    def page(self) -> bytes:
+        """All of it as Prometheus reads it."""
+        return generate_latest(self.registry)

@@ -1,0 +1,57 @@
+"""Which agents can be relied on: one that failed is not tried again at once, and everybody is told why. Pure.
+
+A swap to an agent that does not start costs the others the card twice, so each failure in a row makes the next
+try later. A crash after a good while is forgiven: the next request starts it again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+FIRST_PAUSE_S: Final = 10.0
+LONGEST_PAUSE_S: Final = 600.0
+GOOD_WHILE_S: Final = 60.0
+"""An engine that served for so long before it crashed was a good one."""
+
+
+@dataclass(slots=True)
+class _Record:
+    failures: int = 0
+    cause: str = ""
+    until_s: float = 0.0
+    ready_s: float | None = None
+
+
+class Trust:
+    """The record of every agent. Times are of one clock that never goes back."""
+
+    def __init__(self) -> None:
+        self._records: dict[str, _Record] = {}
+
+    def ready(self, agent: str, now_s: float) -> None:
+        """It serves."""
+        record = self._records.setdefault(agent, _Record())
+        record.ready_s = now_s
+        record.until_s = 0.0
+
+    def failed(self, agent: str, cause: str, now_s: float) -> None:
+        """It did not start, or it crashed."""
+        record = self._records.setdefault(agent, _Record())
+        served_s = 0.0 if record.ready_s is None else now_s - record.ready_s
+        good = record.ready_s is not None and served_s >= GOOD_WHILE_S
+        record.failures = 0 if good else record.failures + 1
+        record.cause, record.ready_s = cause, None
+        pause_s = FIRST_PAUSE_S * 2 ** (record.failures - 1) if record.failures else 0.0
+        record.until_s = now_s + min(pause_s, LONGEST_PAUSE_S)
+
+    def forgiven(self, agent: str) -> None:
+        """Somebody wants it tried again now."""
+        self._records.pop(agent, None)
+
+    def paused(self, agent: str, now_s: float) -> tuple[str, float] | None:
+        """Why it is not tried now, and for how many seconds still; None when it is."""
+        record = self._records.get(agent)
+        if record is None or now_s >= record.until_s:
+            return None
+        return record.cause, record.until_s - now_s
