@@ -19,6 +19,19 @@ def agents(ctx: typer.Context) -> list[tuple[str, str]]:
     return [(agent.name, agent.model.name) for agent in catalog.agents.values()] if catalog else []
 
 
+def models(ctx: typer.Context) -> list[tuple[str, str]]:
+    """The catalog's models, each with where it comes from."""
+    catalog = _catalog(ctx)
+    return (
+        [(name, str(model.repo or model.path)) for name, model in catalog.models.items()] if catalog else []
+    )
+
+
+def agents_and_models(ctx: typer.Context) -> list[tuple[str, str]]:
+    """The catalog's agents and models."""
+    return agents(ctx) + models(ctx)
+
+
 def profiles(ctx: typer.Context) -> list[str]:
     """The catalog's profiles."""
     catalog = _catalog(ctx, with_profile=False)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
-from agent_manager.cli.hoist import NOTHING, Known, hoist
+from agent_manager.cli.hoist import NOTHING, Known, as_verb, hoist
 from agent_manager.cli.options import not_yet
 from agent_manager.errors import UsageError
 
@@ -24,15 +24,22 @@ VERBS = {
     "restart": "Stop an agent and launch it again",
     "status": "Every agent, the card and who owns it (also: ps)",
     "logs": "The engine's log; still there after it failed",
+    "gpu-stats": "The card, live: memory, load, heat, speed (also: --gpu-stats)",
     "chat": "Talk to an agent, streaming",
     "env": "Print OPENAI_BASE_URL and friends, to eval",
+    "plan": "What fits the card and why, before anything is fetched",
     "models": "The catalog's checkpoints and the disk they use",
+    "pull": "Fetch checkpoints, going on where an earlier pull stopped",
+    "verify": "Check every byte of the checkpoints on disk",
+    "rm": "Delete a model's files from the Hub cache",
+    "serve": "The gateway: one door for all agents, swapping as requests come",
     "compose": "Write the compose file of each agent",
+    "doctor": "Is this host ready; what to type where it is not",
 }
-"""Each is `run` in the module of its name."""
+"""Each is `run` in the module of its name, with `_` for `-`."""
 
 ALIASES = {"ps": "status"}
-PLANNED = ("plan", "pull", "verify", "rm", "init", "gpu-stats", "doctor", "serve")
+PLANNED = ("init",)
 
 
 class Verb(TyperCommand):
@@ -66,7 +73,7 @@ class VerbGroup(TyperGroup):
             return _known(command.params) if command else NOTHING
 
         arguments = hoist(
-            args, everywhere=_known(self.params), of_verb=of_verb, strict=not ctx.resilient_parsing
+            as_verb(args), everywhere=_known(self.params), of_verb=of_verb, strict=not ctx.resilient_parsing
         )
         return super().parse_args(ctx, arguments)
 
@@ -80,7 +87,7 @@ class VerbGroup(TyperGroup):
         if name not in VERBS:
             return None
         if name not in self.commands:
-            module = import_module(f"agent_manager.cli.{name}")
+            module = import_module(f"agent_manager.cli.{name.replace('-', '_')}")
             program = typer.Typer(add_completion=False, rich_markup_mode=None)
             program.command(name, cls=Verb, short_help=VERBS[name], epilog=module.EXAMPLES)(module.run)
             self.commands[name] = typer.main.get_command(program)

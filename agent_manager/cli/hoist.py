@@ -38,6 +38,15 @@ def hoist(
     return _Hoist(arguments, everywhere, of_verb, strict=strict).run()
 
 
+def as_verb(arguments: Sequence[str], option: str = "--gpu-stats") -> list[str]:
+    """The arguments with the verb that `option` stands for in front, wherever it stood before `--`."""
+    ours = list(arguments[: arguments.index("--")] if "--" in arguments else arguments)
+    if option not in ours:
+        return list(arguments)
+    rest = [argument for argument in ours if argument != option]
+    return [option.removeprefix("--"), *rest, *arguments[len(ours) :]]
+
+
 class _Hoist:
     def __init__(
         self, arguments: Sequence[str], everywhere: Known, of_verb: Callable[[str], Known], *, strict: bool

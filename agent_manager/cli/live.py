@@ -12,11 +12,11 @@ from rich.live import Live
 from rich.spinner import Spinner
 from rich.text import Text
 
-from agent_manager.cli.output import gib, printable, seconds
+from agent_manager.cli.output import GIB, gib, printable, seconds
 from agent_manager.cli.progress import SIMULATED, Stopwatch, failed, percentage, words
 from agent_manager.engines.phases import READY
 from agent_manager.errors import Interrupted
-from agent_manager.swap.notices import LoadProgress, PullProgress, Remark, Step, StepBegan
+from agent_manager.swap.notices import LoadProgress, PullProgress, ReadProgress, Remark, Step, StepBegan
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from agent_manager.swap.notices import Notice
 
 BAR_CELLS = 20
+FIGURES_CELLS = 16
+"""About as many as a percentage and a duration take behind the bar."""
 REFRESH_PER_S = 10
 GONE = (OSError, SystemExit)
 """What writing to a terminal that was closed raises; rich ends the program on a closed pipe."""
@@ -82,6 +84,10 @@ class LiveProgress:
                 case PullProgress(done_bytes=done, total_bytes=total):
                     self._detail = f"{gib(done)} of {gib(total)}"
                     self._percent = percentage(done, total)
+                case ReadProgress(done_bytes=done, total_bytes=total):
+                    rate = gib(int(done / max(self._watch.elapsed_s, 0.001)))
+                    self._detail = f"{done / GIB:.2f} of {gib(total)}, {rate}/s"
+                    self._percent = percentage(done, total)
                 case Remark(message=message, warning=warning):
                     self._remark(message, warning=warning)
 
@@ -124,11 +130,13 @@ class LiveProgress:
             parts.append(Text(f"  {printable(self._detail)}", style="cyan"))
         if self._percent is not None:
             full = BAR_CELLS * self._percent // 100
-            parts += [
+            bar = [
                 Text("  " + self._full * full, style="green"),
                 Text(self._empty * (BAR_CELLS - full), style="dim"),
-                Text(f" {self._percent}%"),
             ]
+            # Where not all of it fits, the figures say more.
+            fits = sum(map(len, parts)) + BAR_CELLS + FIGURES_CELLS <= self._console.width
+            parts += [*(bar if fits else []), Text(f" {self._percent}%")]
         expected = f" of about {seconds(step.expected_s, whole=True)}" if step.expected_s else ""
         parts.append(Text(f"  {seconds(self._watch.elapsed_s, whole=True)}{expected}"))
         line = Text().join(parts)

@@ -79,11 +79,11 @@ def declare(  # noqa: PLR0913 - the global options of the contract, one paramete
     version: Annotated[  # noqa: ARG001 - answered by its callback
         bool, typer.Option("--version", "-V", is_eager=True, callback=_version, help="Print the version.")
     ] = False,
-    gpu_stats: Annotated[bool, typer.Option("--gpu-stats", hidden=True)] = False,
+    gpu_stats: Annotated[  # noqa: ARG001 - the verb is put in its place before this is read
+        bool, typer.Option("--gpu-stats", help="The same as the verb gpu-stats.")
+    ] = False,
 ) -> None:
     """Several AI agents on one GPU: plan what fits, swap engines on the card, talk OpenAI to each."""
-    if gpu_stats:
-        raise not_yet("gpu-stats")
     if ctx.invoked_subcommand is None:
         sys.stdout.write(ctx.get_help())
         raise typer.Exit

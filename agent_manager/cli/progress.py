@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from agent_manager.cli.output import gib, printable, seconds
 from agent_manager.engines.phases import READY
-from agent_manager.swap.notices import LoadProgress, PullProgress, Remark, Step, StepBegan
+from agent_manager.swap.notices import LoadProgress, PullProgress, ReadProgress, Remark, Step, StepBegan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +26,7 @@ PLAIN_PERCENT_STEP = 10
 
 _WORDS = {
     Step.PULLING: "pulling {}",
+    Step.VERIFYING: "verifying {}",
     Step.DRAINING: "draining {}",
     Step.STOPPING: "stopping {}",
     Step.WAITING_FOR_MEMORY: "waiting for memory for {}",
@@ -85,7 +86,9 @@ class PlainProgress:
                 self._phase = phase.name
                 self._write(f"loading {agent}: {phase.name}")
             case PullProgress(model=model, done_bytes=done, total_bytes=total):
-                self._pull(model, done, total)
+                self._share(f"pulling {model}", done, total)
+            case ReadProgress(subject=subject, done_bytes=done, total_bytes=total):
+                self._share(f"verifying {subject}", done, total)
             case Remark(message=message, warning=warning):
                 self._write(f"warning: {message}" if warning else message)
 
@@ -96,11 +99,11 @@ class PlainProgress:
             self._write(SIMULATED)
         self._write(words(notice) + expected)
 
-    def _pull(self, model: str, done_bytes: int, total_bytes: int) -> None:
+    def _share(self, doing: str, done_bytes: int, total_bytes: int) -> None:
         percent = percentage(done_bytes, total_bytes)
         if percent >= self._percent + PLAIN_PERCENT_STEP:
             self._percent = percent - percent % PLAIN_PERCENT_STEP
-            self._write(f"pulling {model}: {percent}% of {gib(total_bytes)}")
+            self._write(f"{doing}: {percent}% of {gib(total_bytes)}")
 
     def _write(self, line: str) -> None:
         with contextlib.suppress(OSError):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from agent_manager.checkpoints.progress import FileProgress
     from agent_manager.engines.base import Phase
     from agent_manager.gpu.base import Card
     from agent_manager.planning.base import Fit
@@ -19,6 +20,7 @@ class Step(StrEnum):
     """The steps of a swap, as a person reads them."""
 
     PULLING = "pulling"
+    VERIFYING = "verifying"
     DRAINING = "draining"
     STOPPING = "stopping"
     WAITING_FOR_MEMORY = "waiting for memory"
@@ -52,9 +54,19 @@ class LoadProgress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PullProgress:
-    """A checkpoint is being fetched; `total_bytes` is what this pull has to fetch."""
+    """A checkpoint or an image is being fetched; `total_bytes` is what this pull has to fetch, `files` each of it."""
 
     model: str
+    done_bytes: int
+    total_bytes: int
+    files: tuple[FileProgress, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadProgress:
+    """Files are being read and compared; `subject` is a model, or says that there are several."""
+
+    subject: str
     done_bytes: int
     total_bytes: int
 
@@ -67,7 +79,7 @@ class Remark:
     warning: bool = False
 
 
-Notice: TypeAlias = StepBegan | LoadProgress | PullProgress | Remark
+Notice: TypeAlias = StepBegan | LoadProgress | PullProgress | ReadProgress | Remark
 Listener: TypeAlias = Callable[[Notice], None]
 
 

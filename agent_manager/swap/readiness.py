@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 
 from agent_manager.diagnosis.patterns import diagnose
 from agent_manager.engines.client import EngineClient
-from agent_manager.engines.phases import PhaseTracker
+from agent_manager.engines.phases import READY, PhaseTracker
 from agent_manager.errors import EngineFailed
 from agent_manager.swap.notices import LoadProgress, Step, StepBegan
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from agent_manager.engines.figures import FigureReader
     from agent_manager.runtimes.base import Exit, InstanceSpec, Runtime
     from agent_manager.swap.notices import Listener
 
@@ -37,13 +38,21 @@ PROBES = 3
 """One unanswered probe of a busy engine means nothing; a port that refuses is asked as often in no time."""
 ENDING_S = 5.0
 """How long an engine that broke off an answer may take to be gone; the shim gives its workers 2 s."""
+READ_UP_S = 1.0
+"""How far behind an engine that answers its log may be read."""
 
 
 class LoadWatch:
-    """Watches one instance load. Use once: `await watch.until_ready()`."""
+    """Watches one instance load. Use once: `await watch.until_ready()`; its log goes through `figures` too."""
 
     def __init__(
-        self, runtime: Runtime, spec: InstanceSpec, *, listener: Listener, stall_timeout_s: float
+        self,
+        runtime: Runtime,
+        spec: InstanceSpec,
+        *,
+        listener: Listener,
+        stall_timeout_s: float,
+        figures: FigureReader | None = None,
     ) -> None:
         self._runtime = runtime
         self._spec = spec
@@ -53,6 +62,8 @@ class LoadWatch:
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._progressed_at = time.monotonic()
         self._answering = False
+        self._figures = figures
+        self._read_up = asyncio.Event()
 
     async def until_ready(self) -> None:
         """Return when the engine answered a completion. Raises EngineFailed with the cause and a remedy."""
@@ -73,6 +84,9 @@ class LoadWatch:
             if stalled.done():
                 stalled.result()
             answered.result()
+            if self._figures:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._read_up.wait(), READ_UP_S)
         finally:
             for task in (follow, *watchers):
                 task.cancel()
@@ -84,7 +98,11 @@ class LoadWatch:
             async for line in lines:
                 self._tail.append(line.text)
                 self._progressed_at = time.monotonic()
+                if self._figures:
+                    self._figures.feed(line.text)
                 phase = tracker.feed(line.text)
+                if phase is not None and phase.name == READY:
+                    self._read_up.set()
                 if phase is not None and not self._answering:
                     self._listener(LoadProgress(agent=self._spec.agent, phase=phase))
 

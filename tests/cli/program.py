@@ -166,6 +166,16 @@ class Terminal:
             lines.pop()
         return lines
 
+    @property
+    def modes(self) -> list[object]:
+        """How it treats keys: what `stty` shows."""
+        return termios.tcgetattr(self._fd)
+
+    def resize(self, columns: int, lines: int) -> None:
+        """Change its size, which the program is told."""
+        self.screen.resize(lines, columns)
+        fcntl.ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+
     def send(self, text: str) -> None:
         os.write(self._fd, text.encode())
 
