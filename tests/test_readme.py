@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+HOST = (ROOT / "docs" / "host.md").read_text(encoding="utf-8")
+TROUBLESHOOTING = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
 CATALOG = (ROOT / "models.yaml").read_text(encoding="utf-8")
 AGENT_PORTS = (8000, 8001, 8002)
 ENGINE_PORT_OFFSET = 100
@@ -62,8 +64,8 @@ class Block:
     not_run: str | None
 
 
-def blocks(*languages: str) -> list[Block]:
-    found = [Block(language=match[2], text=match[3], not_run=match[1]) for match in BLOCK.finditer(README)]
+def blocks(*languages: str, page: str = README) -> list[Block]:
+    found = [Block(language=match[2], text=match[3], not_run=match[1]) for match in BLOCK.finditer(page)]
     return [block for block in found if not languages or block.language in languages]
 
 
@@ -222,8 +224,9 @@ def _takes(help_text: str, option: str) -> bool:
 
 
 def test_yaml_blocks_are_catalogs_or_parts_of_one(tmp_path: Path) -> None:
-    assert len(blocks("yaml")) >= 2
-    for number, block in enumerate(blocks("yaml")):
+    examples = [*blocks("yaml"), *blocks("yaml", page=HOST)]
+    assert len(examples) >= 3
+    for number, block in enumerate(examples):
         written: dict[str, Any] = yaml.safe_load(block.text)
         path = tmp_path / f"{number}.yaml"
         whole = written if "version" in written else _laid_over(yaml.safe_load(CATALOG), written)
@@ -251,10 +254,10 @@ def test_links_lead_somewhere() -> None:
         assert path or anchor in anchors, f"{target}: no such heading"
 
 
-def table(*headers: str) -> list[tuple[str, ...]]:
-    """The rows of the table with these headers."""
+def table(*headers: str, page: str = README) -> list[tuple[str, ...]]:
+    """The rows of the page's table with these headers."""
     head = re.escape(f"| {' | '.join(headers)} |")
-    found = re.search(rf"^{head}\n\|[ -|]+\|\n((?:\|.*\|\n)+)", README, re.MULTILINE)
+    found = re.search(rf"^{head}\n\|[ -|]+\|\n((?:\|.*\|\n)+)", page, re.MULTILINE)
     assert found, f"no table {headers}"
     return [tuple(cell.strip() for cell in line[1:-1].split(" |")) for line in found[1].splitlines()]
 
@@ -308,7 +311,7 @@ def _tree(root: type[errors.AgentManagerError]) -> Iterator[type[errors.AgentMan
 
 def test_the_messages_under_troubleshooting_are_the_programs_own() -> None:
     said = [template for template in map(_template, _strings()) if template]
-    for message, _ in table("it says", "do this"):
+    for message, _ in table("it says", "do this", page=TROUBLESHOOTING):
         text = message.strip("`")
         assert any(re.fullmatch(template, text) for template in said), f"nothing says: {text}"
 
