@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from httpx2 import Response
 
+    from agent_manager.checkpoints.progress import RemarkListener
     from agent_manager.checkpoints.transfer import Origin
 
 T = TypeVar("T")
@@ -62,7 +63,12 @@ class Listing:
 
 
 def listing(
-    repo: str, *, revision: str | None, endpoint: str | None = None, patience: Patience = _PATIENCE
+    repo: str,
+    *,
+    revision: str | None,
+    endpoint: str | None = None,
+    patience: Patience = _PATIENCE,
+    on_remark: RemarkListener = lambda _: None,
 ) -> Listing:
     """All files of a repository at a commit, branch or tag (None: the main branch).
 
@@ -70,10 +76,12 @@ def listing(
     """
     pinned = revision is not None and _COMMIT.fullmatch(revision)
     with _as_download_failed(repo, revision):
-        commit = revision if pinned else _patiently(lambda: _ask(repo, revision, endpoint), patience)
+        commit = (
+            revision if pinned else _patiently(lambda: _ask(repo, revision, endpoint), patience, on_remark)
+        )
         if commit is None:
             raise _no_commit(repo)
-        entries = _patiently(lambda: _tree(repo, commit, endpoint), patience)
+        entries = _patiently(lambda: _tree(repo, commit, endpoint), patience, on_remark)
     files = (_remote_file(entry) for entry in entries if entry["type"] == "file")
     return Listing(
         repo=repo,
@@ -150,13 +158,19 @@ def _first_bytes(response: Response, most_bytes: int) -> bytes:
     return bytes(content[:most_bytes])
 
 
-def resolve_revision(repo: str, *, endpoint: str | None = None, patience: Patience = _PATIENCE) -> str:
+def resolve_revision(
+    repo: str,
+    *,
+    endpoint: str | None = None,
+    patience: Patience = _PATIENCE,
+    on_remark: RemarkListener = lambda _: None,
+) -> str:
     """The commit that the repository's main branch has now. Asks the Hub; blocks for up to some seconds.
 
     `endpoint` None is $HF_ENDPOINT, or the public Hub. Raises DownloadFailed.
     """
     with _as_download_failed(repo, None):
-        commit = _patiently(lambda: _ask(repo, None, endpoint), patience)
+        commit = _patiently(lambda: _ask(repo, None, endpoint), patience, on_remark)
     if commit is None:
         raise _no_commit(repo)
     return commit
@@ -219,7 +233,7 @@ def _tree(repo: str, commit: str, endpoint: str | None) -> list[dict[str, Any]]:
     return entries
 
 
-def _patiently(ask: Callable[[], T], patience: Patience) -> T:
+def _patiently(ask: Callable[[], T], patience: Patience, say: RemarkListener) -> T:
     """Ask again when the Hub is busy, as often as is fit and when it says. Raises what the last try raised."""
     from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415 - takes half a second; only to fetch
 
@@ -230,7 +244,9 @@ def _patiently(ask: Callable[[], T], patience: Patience) -> T:
             wait_s = asked_s(error.response.headers)
             if error.response.status_code not in PASSING or (wait_s or 0) > patience.longest_asked_s:
                 raise
-            time.sleep(patience.pause_before(failures) if wait_s is None else wait_s)
+            pause_s = patience.pause_before(failures) if wait_s is None else wait_s
+            say(f"the Hub answered {error.response.status_code}: asking again in {pause_s:.0f} s")
+            time.sleep(pause_s)
     return ask()
 
 

@@ -36,6 +36,7 @@ def plan_pull(
     endpoint: str | None = None,
     only: Collection[str] | None = None,
     patience: Patience = _PATIENCE,
+    on_remark: RemarkListener = lambda _: None,
 ) -> PullPlan:
     """What it takes to have a model here at one commit. Asks the Hub and looks at the disk; changes nothing.
 
@@ -43,7 +44,8 @@ def plan_pull(
     """
     if model.repo is None:
         raise ValueError(f"model {model.name} is not on the Hub")
-    repo, there = model.repo, hub.listing(model.repo, revision=revision, endpoint=endpoint, patience=patience)
+    repo = model.repo
+    there = hub.listing(repo, revision=revision, endpoint=endpoint, patience=patience, on_remark=on_remark)
 
     def read(file: RemoteFile) -> bytes:
         return hub.read_range(
@@ -85,7 +87,13 @@ def pull(  # noqa: PLR0913 - what, where, and who is told
     successor is verified. See `plan_pull` and `fetch`, which are its two halves.
     """
     plan = plan_pull(
-        model, revision=revision, hub_cache=hub_cache, endpoint=endpoint, only=only, patience=patience
+        model,
+        revision=revision,
+        hub_cache=hub_cache,
+        endpoint=endpoint,
+        only=only,
+        patience=patience,
+        on_remark=on_remark,
     )
     return fetch(
         model, plan, on_progress=on_progress, on_remark=on_remark, endpoint=endpoint, patience=patience

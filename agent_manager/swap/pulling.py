@@ -181,14 +181,17 @@ async def _here(host: Host, model: Model) -> Checkpoint | None:
     return found if isinstance(found, Checkpoint) else None
 
 
-def _plan(host: Host, model: Model, only: Collection[str] | None) -> PullPlan:
+def _plan(
+    host: Host, model: Model, only: Collection[str] | None, say: Callable[[str], None] = lambda _: None
+) -> PullPlan:
     """What to fetch, at the model's commit or the one that its main branch has now. Blocks."""
     from agent_manager.checkpoints import hub, pull  # noqa: PLC0415 - their library costs more than all else
 
     if model.repo is None:
         raise AssertionError("a folder is never pulled")
-    revision = model.revision or hub.resolve_revision(model.repo)
-    return pull.plan_pull(model, revision=revision, hub_cache=hub_cache_from(host.environ), only=only)
+    revision = model.revision or hub.resolve_revision(model.repo, on_remark=say)
+    cache = hub_cache_from(host.environ)
+    return pull.plan_pull(model, revision=revision, hub_cache=cache, only=only, on_remark=say)
 
 
 async def _fetch(
@@ -207,11 +210,14 @@ async def _fetch(
             )
         )
 
+    def say(message: str) -> None:
+        listener(Remark(message=message))
+
     def work() -> PullPlan:
         from agent_manager.checkpoints import pull  # noqa: PLC0415 - its library costs more than all else
 
-        plan = _plan(host, model, only)
-        pull.fetch(model, plan, on_progress=tell, on_remark=lambda message: listener(Remark(message=message)))
+        plan = _plan(host, model, only, say)
+        pull.fetch(model, plan, on_progress=tell, on_remark=say)
         return plan
 
     plan = await _in_thread(work, given_up)

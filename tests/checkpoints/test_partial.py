@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -13,6 +13,9 @@ from hypothesis import strategies as st
 
 from agent_manager.checkpoints import partial as module
 from agent_manager.checkpoints.partial import Partial, done_bytes_at
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 CONTENT = bytes(range(256)) * 40
 

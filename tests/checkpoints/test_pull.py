@@ -128,6 +128,22 @@ class TestTheCache:
             )
             assert found == str(repo_folder(REPO, tmp_path) / "snapshots" / COMMIT)
 
+    def test_serves_an_engine_offline_though_files_that_no_engine_needs_are_not_here(
+        self, hub: LoopbackHub, tmp_path: Path
+    ) -> None:
+        hub.files = {**hub.files, "README.md": b"# Tiny", "pytorch_model.bin": b"x"}
+        fetch(hub, tmp_path)
+        for patterns in ({"ignore_patterns": "*"}, {"allow_patterns": ["*.safetensors", "*.json"]}):
+            found = huggingface_hub.snapshot_download(
+                REPO,
+                revision=COMMIT,
+                cache_dir=tmp_path,
+                endpoint=hub.url,
+                local_files_only=True,
+                **patterns,  # vLLM asks in the first way, transformers in the second
+            )
+            assert found == str(repo_folder(REPO, tmp_path) / "snapshots" / COMMIT)
+
     def test_a_pinned_model_needs_no_branch(self, hub: LoopbackHub, tmp_path: Path) -> None:
         fetch(hub, tmp_path)
         assert not (repo_folder(REPO, tmp_path) / "refs").exists()
@@ -371,6 +387,19 @@ class TestTroubleThatPasses:
         with pytest.raises(DownloadFailed, match="the Hub answered 503"):
             fetch(hub, tmp_path)
         assert len(hub.requests) == 3
+
+    def test_while_asking_is_told(self, hub: LoopbackHub, tmp_path: Path) -> None:
+        hub.fault = "down"
+        said: list[str] = []
+
+        def remark(message: str) -> None:
+            said.append(message)
+            hub.fault = None
+
+        plan_pull(
+            PINNED, revision=COMMIT, hub_cache=tmp_path, endpoint=hub.url, patience=QUICK, on_remark=remark
+        )
+        assert said == ["the Hub answered 503: asking again in 0 s"]
 
 
 class TestTroubleThatStays:
