@@ -146,11 +146,14 @@ def facts_of(model: Model, *, hub_cache: Path) -> Facts | None:
 
     None when neither knows it. Raises CheckpointUnusable as `locate` and `facts_on_disk` do.
     """
-    match locate(model, hub_cache=hub_cache):
-        case Checkpoint(folder=folder):
-            return facts_on_disk(folder)
-        case Missing():
-            return known_facts(model.repo) if model.repo else None
+    return facts_at(locate(model, hub_cache=hub_cache), model)
+
+
+def facts_at(place: Checkpoint | Missing, model: Model) -> Facts | None:
+    """As `facts_of`, for what `locate` found of that model."""
+    if isinstance(place, Checkpoint):
+        return facts_on_disk(place.folder)
+    return known_facts(model.repo) if model.repo else None
 
 
 def _in_folder(name: str, folder: Path) -> Checkpoint:

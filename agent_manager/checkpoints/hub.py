@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from agent_manager.checkpoints.patience import GO_ON, PASSING, Patience, asked_s
+from agent_manager.checkpoints.fetching.patience import GO_ON, PASSING, Patience, asked_s
 from agent_manager.errors import DownloadFailed
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from httpx2 import Response
 
-    from agent_manager.checkpoints.progress import RemarkListener
-    from agent_manager.checkpoints.transfer import Origin
+    from agent_manager.checkpoints.fetching.progress import RemarkListener
+    from agent_manager.checkpoints.fetching.transfer import Origin
 
 T = TypeVar("T")
 
@@ -182,7 +182,7 @@ def origin(repo: str, commit: str, endpoint: str | None) -> Origin:
     from huggingface_hub import hf_hub_url  # noqa: PLC0415 - takes half a second; needed only to fetch
     from huggingface_hub.utils._headers import build_hf_headers  # noqa: PLC0415 - likewise
 
-    from agent_manager.checkpoints.transfer import Origin  # noqa: PLC0415 - aiohttp; likewise
+    from agent_manager.checkpoints.fetching.transfer import Origin  # noqa: PLC0415 - aiohttp; likewise
 
     return Origin(
         url_of=lambda name: hf_hub_url(repo, name, revision=commit, endpoint=endpoint),

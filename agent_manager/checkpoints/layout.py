@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from agent_manager.checkpoints.disk import repo_folder
-from agent_manager.checkpoints.partial import SUFFIX, done_bytes_at
+from agent_manager.checkpoints.fetching.partial import SUFFIX, done_bytes_at
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable

@@ -23,7 +23,7 @@ from agent_manager.swap.notices import PullProgress, Remark, StepBegan
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from agent_manager.checkpoints.progress import FileProgress
+    from agent_manager.checkpoints.fetching.progress import FileProgress
     from agent_manager.swap.notices import Notice
 
 MOST_FILES = 8

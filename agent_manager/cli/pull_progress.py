@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import TextIO
 
-    from agent_manager.checkpoints.progress import FileProgress
+    from agent_manager.checkpoints.fetching.progress import FileProgress
     from agent_manager.cli.output import Output
     from agent_manager.swap.notices import Listener, Notice
 

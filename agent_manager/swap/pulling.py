@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agent_manager.catalog.agents import Catalog
-    from agent_manager.checkpoints.progress import PullProgress as Progress
-    from agent_manager.checkpoints.pullplan import PullPlan
+    from agent_manager.checkpoints.fetching.plan import PullPlan
+    from agent_manager.checkpoints.fetching.progress import PullProgress as Progress
     from agent_manager.swap.host import Host
     from agent_manager.swap.notices import Listener
 
@@ -185,7 +185,8 @@ def _plan(
     host: Host, model: Model, only: Collection[str] | None, say: Callable[[str], None] = lambda _: None
 ) -> PullPlan:
     """What to fetch, at the model's commit or the one that its main branch has now. Blocks."""
-    from agent_manager.checkpoints import hub, pull  # noqa: PLC0415 - their library costs more than all else
+    from agent_manager.checkpoints import hub  # noqa: PLC0415 - its library costs more than all else
+    from agent_manager.checkpoints.fetching import pull  # noqa: PLC0415 - likewise
 
     if model.repo is None:
         raise AssertionError("a folder is never pulled")
@@ -214,7 +215,7 @@ async def _fetch(
         listener(Remark(message=message))
 
     def work() -> PullPlan:
-        from agent_manager.checkpoints import pull  # noqa: PLC0415 - its library costs more than all else
+        from agent_manager.checkpoints.fetching import pull  # noqa: PLC0415 - its library costs more than all else
 
         plan = _plan(host, model, only, say)
         pull.fetch(model, plan, on_progress=tell, on_remark=say)

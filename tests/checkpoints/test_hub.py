@@ -15,9 +15,9 @@ import pytest
 
 from agent_manager.catalog.agents import Model
 from agent_manager.checkpoints.disk import Checkpoint, Missing, facts_on_disk, locate, repo_folder
+from agent_manager.checkpoints.fetching.patience import Patience
+from agent_manager.checkpoints.fetching.pull import pull
 from agent_manager.checkpoints.hub import listing, read_range, resolve_revision
-from agent_manager.checkpoints.patience import Patience
-from agent_manager.checkpoints.pull import pull
 from agent_manager.errors import DownloadFailed
 
 from .loopback_hub import COMMIT, ENDLESS_BYTES, LoopbackHub, git_hash, serving
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from agent_manager.checkpoints.progress import PullProgress
+    from agent_manager.checkpoints.fetching.progress import PullProgress
 
 REPO = "Tiny/Model-AWQ"
 MODEL = Model(name="tiny", repo=REPO)

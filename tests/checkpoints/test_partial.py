@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_manager.checkpoints import partial as module
-from agent_manager.checkpoints.partial import Partial, done_bytes_at
+from agent_manager.checkpoints.fetching import partial as module
+from agent_manager.checkpoints.fetching.partial import Partial, done_bytes_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -20,9 +20,9 @@ import pytest
 
 from agent_manager.catalog.agents import Model
 from agent_manager.checkpoints.disk import Checkpoint, Missing, locate, repo_folder
-from agent_manager.checkpoints.patience import Patience
-from agent_manager.checkpoints.progress import PullProgress
-from agent_manager.checkpoints.pull import plan_pull, pull
+from agent_manager.checkpoints.fetching.patience import Patience
+from agent_manager.checkpoints.fetching.progress import PullProgress
+from agent_manager.checkpoints.fetching.pull import plan_pull, pull
 from agent_manager.errors import DownloadFailed
 
 from .loopback_hub import COMMIT, LoopbackHub, git_hash, serving
@@ -220,7 +220,7 @@ PULLING = """
 import sys
 from pathlib import Path
 from agent_manager.catalog.agents import Model
-from agent_manager.checkpoints.pull import pull
+from agent_manager.checkpoints.fetching.pull import pull
 model = Model(name="tiny", repo={repo!r}, revision={commit!r})
 pull(model, revision={commit!r}, hub_cache=Path({cache!r}), endpoint={endpoint!r},
      on_progress=lambda now: None, on_remark=lambda said: print(said, flush=True))
@@ -413,7 +413,7 @@ class TestTroubleThatStays:
     def test_ranges_of_a_file_of_many_pieces_are_ignored(
         self, hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("agent_manager.checkpoints.partial.PIECE_BYTES", 1 << 19)
+        monkeypatch.setattr("agent_manager.checkpoints.fetching.partial.PIECE_BYTES", 1 << 19)
         hub.always[WEIGHTS] = "ignores-ranges"
         fetch(hub, tmp_path)
         assert complete(hub, tmp_path)
@@ -456,7 +456,7 @@ class TestTroubleThatStays:
         assert hub.strangers_were_told == []
 
     def test_a_full_disk(self, hub: LoopbackHub, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("agent_manager.checkpoints.pull.check_space", lambda _: None)
+        monkeypatch.setattr("agent_manager.checkpoints.fetching.pull.check_space", lambda _: None)
         (small_disk / "filler").write_bytes(bytes(6 << 20))
         with pytest.raises(DownloadFailed, match=f"^the disk is full while downloading {REPO}$"):
             fetch(hub, small_disk)

@@ -7,19 +7,25 @@ import hashlib
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from agent_manager.checkpoints.partial import Partial
-from agent_manager.checkpoints.transfer import LARGE_REQUESTS, SMALL_BYTES, SMALL_REQUESTS, Client, together
+from agent_manager.checkpoints.fetching.partial import Partial
+from agent_manager.checkpoints.fetching.transfer import (
+    LARGE_REQUESTS,
+    SMALL_BYTES,
+    SMALL_REQUESTS,
+    Client,
+    together,
+)
 from agent_manager.errors import DownloadFailed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Protocol
 
+    from agent_manager.checkpoints.fetching.patience import Patience
+    from agent_manager.checkpoints.fetching.progress import Progress, ProgressListener, RemarkListener
+    from agent_manager.checkpoints.fetching.transfer import Origin
     from agent_manager.checkpoints.hub import RemoteFile
     from agent_manager.checkpoints.layout import Storage
-    from agent_manager.checkpoints.patience import Patience
-    from agent_manager.checkpoints.progress import Progress, ProgressListener, RemarkListener
-    from agent_manager.checkpoints.transfer import Origin
 
     class Hash(Protocol):
         """Of hashlib."""

@@ -20,7 +20,7 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 from yarl import URL
 
-from agent_manager.checkpoints.patience import GO_ON, PASSING, Patience, asked_s
+from agent_manager.checkpoints.fetching.patience import GO_ON, PASSING, Patience, asked_s
 from agent_manager.errors import DownloadFailed
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
     from typing import Any
 
-    from agent_manager.checkpoints.partial import Partial, Piece
-    from agent_manager.checkpoints.progress import RemarkListener
+    from agent_manager.checkpoints.fetching.partial import Partial, Piece
+    from agent_manager.checkpoints.fetching.progress import RemarkListener
 
 LARGE_REQUESTS: Final = 8
 """At once, over all files: as many as the library's own. They take turns by file, so that a file comes in order."""

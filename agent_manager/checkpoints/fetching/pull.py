@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Final
 
 from agent_manager.checkpoints import hub
 from agent_manager.checkpoints.disk import Missing, locate
+from agent_manager.checkpoints.fetching.patience import GO_ON, Patience
+from agent_manager.checkpoints.fetching.plan import FilePlan, PullPlan, check_space
+from agent_manager.checkpoints.fetching.progress import Progress
 from agent_manager.checkpoints.layout import Storage
-from agent_manager.checkpoints.patience import GO_ON, Patience
-from agent_manager.checkpoints.progress import Progress
-from agent_manager.checkpoints.pullplan import FilePlan, PullPlan, check_space
 from agent_manager.checkpoints.wanted import needed
 from agent_manager.errors import DownloadFailed
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agent_manager.catalog.agents import Model
+    from agent_manager.checkpoints.fetching.progress import ProgressListener, RemarkListener
     from agent_manager.checkpoints.hub import RemoteFile
-    from agent_manager.checkpoints.progress import ProgressListener, RemarkListener
 
 _PATIENCE: Final = Patience()
 
@@ -116,7 +116,7 @@ def fetch(
     here. Each file has its final name once its hash is right; one that is cut off goes on from there next time,
     in whatever process. Raises DownloadFailed: refused, unreachable, no space, damaged on its way.
     """
-    from agent_manager.checkpoints.fetch import fetch_files  # noqa: PLC0415 - aiohttp; needed only to fetch
+    from agent_manager.checkpoints.fetching.fetch import fetch_files  # noqa: PLC0415 - aiohttp; needed only to fetch
 
     storage, repo, missing = plan.storage, plan.listing.repo, plan.missing
     progress = Progress(

@@ -1,0 +1,1 @@
+"""Bringing files of the Hub into its cache: planned, in pieces, continued where an earlier try was cut off."""
