@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
 from typing import TYPE_CHECKING, Self
 
-from rich.console import Console
-from rich.live import Live
 from rich.spinner import Spinner
 from rich.text import Text
 
+from agent_manager.cli.display import BAR_CELLS, GONE, Display
 from agent_manager.cli.output import GIB, gib, printable, seconds
 from agent_manager.cli.progress import SIMULATED, Stopwatch, failed, percentage, words
 from agent_manager.engines.phases import READY
@@ -23,22 +20,16 @@ if TYPE_CHECKING:
 
     from agent_manager.swap.notices import Notice
 
-BAR_CELLS = 20
 FIGURES_CELLS = 16
 """About as many as a percentage and a duration take behind the bar."""
-REFRESH_PER_S = 10
-GONE = (OSError, SystemExit)
-"""What writing to a terminal that was closed raises; rich ends the program on a closed pipe."""
 
 
 class LiveProgress:
     """A context manager: the display lives inside the block. `tell` never raises and never blocks for long."""
 
     def __init__(self, *, colours: bool, simulated: bool) -> None:
-        self._console = Console(
-            file=sys.stderr, color_system="auto" if colours else None, force_terminal=True, highlight=False
-        )
-        plain = self._console.options.ascii_only
+        self._display = Display(colours=colours, picture=self._line)
+        self._console, plain = self._display.console, self._display.plain
         self._spinner = Spinner("line" if plain else "dots", style="cyan")
         self._tick, self._cross, self._dot, self._full, self._empty = "+x.#-" if plain else "✓✗·━─"
         self._simulated = simulated
@@ -47,17 +38,9 @@ class LiveProgress:
         self._detail = ""
         self._percent: int | None = None
         self._undoing = False
-        self._live = Live(
-            console=self._console,
-            get_renderable=self._line,
-            refresh_per_second=REFRESH_PER_S,
-            transient=True,
-            redirect_stdout=False,
-            redirect_stderr=False,
-        )
 
     def __enter__(self) -> Self:
-        self._live.start()
+        self._display.start()
         return self
 
     def __exit__(
@@ -67,11 +50,7 @@ class LiveProgress:
             # After an undo only the error that follows knows how the last step ended.
             undone = self._undoing or (kind is not None and issubclass(kind, Interrupted))
             self._go_on(None, good=None if kind and undone else kind is None)
-        try:
-            self._live.stop()
-        except GONE:
-            # Nobody reads the terminal any more; what rich would say about that has no reader either.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+        self._display.stop()
 
     def tell(self, notice: Notice) -> None:
         """Show the notice."""
@@ -100,7 +79,7 @@ class LiveProgress:
     def _remark(self, message: str, *, warning: bool) -> None:
         if warning and self._undoing:
             self._go_on(None, good=None)
-        self._console.print(Text("warning: " if warning else "", style="yellow") + Text(printable(message)))
+        self._display.remark(message, warning=warning)
 
     def _go_on(self, following: StepBegan | None, *, good: bool | None) -> None:
         """The live line shows what follows; the step that was under way becomes a line above it that stays.
@@ -109,7 +88,7 @@ class LiveProgress:
         """
         done, took_s = self._step, self._watch.elapsed_s
         self._step, self._watch, self._detail, self._percent = following, Stopwatch(), "", None
-        self._live.refresh()
+        self._display.refresh()
         if done is not None:
             mark, style = {
                 True: (self._tick, "green"),

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Self
 
-from rich.console import Console, Group
-from rich.live import Live
+from rich.console import Group
 from rich.text import Text
 
 from agent_manager.checkpoints.disk import WEIGHTS
-from agent_manager.cli.live import BAR_CELLS, GONE, REFRESH_PER_S
+from agent_manager.cli.display import BAR_CELLS, GONE, Display
 from agent_manager.cli.output import printable
 from agent_manager.cli.progress import percentage
 from agent_manager.cli.pull_progress import Rate, amount
@@ -39,34 +36,20 @@ class LivePull:
     """A context manager: the display lives inside the block. `tell` never raises; any one thread may call it."""
 
     def __init__(self, *, colours: bool) -> None:
-        self._console = Console(
-            file=sys.stderr, color_system="auto" if colours else None, force_terminal=True, highlight=False
-        )
-        plain = self._console.options.ascii_only
-        self._full, self._empty, self._ellipsis = ("#", "-", "~") if plain else ("━", "─", "…")
+        self._display = Display(colours=colours, picture=self._picture)
+        self._console = self._display.console
+        self._full, self._empty, self._ellipsis = ("#", "-", "~") if self._display.plain else ("━", "─", "…")
         self._lock = threading.Lock()
         self._begin("")
-        self._live = Live(
-            console=self._console,
-            get_renderable=self._picture,
-            refresh_per_second=REFRESH_PER_S,
-            transient=True,
-            redirect_stdout=False,
-            redirect_stderr=False,
-        )
 
     def __enter__(self) -> Self:
-        self._live.start()
+        self._display.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            self._live.stop()
-        except GONE:
-            # Nobody reads the terminal any more; what rich would say about that has no reader either.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+        self._display.stop()
 
     def tell(self, notice: Notice) -> None:
         """Show the notice."""
@@ -78,8 +61,7 @@ class LivePull:
                 case PullProgress():
                     self._saw(notice)
                 case Remark(message=message, warning=warning):
-                    label = Text("warning: " if warning else "", style="yellow")
-                    self._console.print(label + Text(printable(message)))
+                    self._display.remark(message, warning=warning)
 
     def _begin(self, model: str) -> None:
         self._model = model
