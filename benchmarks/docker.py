@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.http import free_port, healthy
-from benchmarks.table import Row, seconds_of
+from benchmarks.table import Row, SkippedError, seconds_of
 from tests.docker.daemon import NoDaemonError, default_folder, docker_daemon
 from tests.docker.debian import StepFailedError, compose_binary
 from tests.docker.images import SIMULATED, build_images
@@ -43,10 +43,6 @@ models:
 agents:
   {agent}: {{model: small, port: {port}, context: 4k, sequences: 4}}
 """
-
-
-class SkippedError(Exception):
-    """It cannot be measured here; the message says why."""
 
 
 def measure() -> list[Row]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.request import urlopen
 
-from agent_manager.checkpoints.partial import SUFFIX
+from agent_manager.checkpoints.fetching.partial import SUFFIX
 from benchmarks.hub import COMMIT, REPO
 from benchmarks.table import Row, ratio, seconds_of
 

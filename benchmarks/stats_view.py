@@ -1,4 +1,4 @@
-"""What `gpu-stats` costs: the live view beside an engine at work, and one table.
+"""What the live view of `gpu-stats` costs beside an engine at work.
 
 The real program, in a terminal of 80 × 24 and one of 120 × 40, watches a simulated engine that serves, once a
 second. Its CPU time (user and system, all threads) is taken over 20 seconds, after the first three; its memory is
@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from benchmarks.http import free_port
-from benchmarks.table import Row, ratio, seconds_of
+from benchmarks.table import Row
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -38,8 +38,6 @@ WARM_UP_S = 3.0
 MEASURED_S = 20.0
 CPU_BOUND_PCT = 1.5
 MEMORY_BOUND_MB = 60.0
-ONCE_BOUND = 30.0
-ONCE_RUNS = 15
 MB = 1_000_000
 BARE = "import asyncio, rich.console; print(open('/proc/self/status').read())"
 EMPTY = "import resource; r = resource.getrusage(resource.RUSAGE_SELF); print(r.ru_utime + r.ru_stime)"
@@ -69,8 +67,7 @@ def measure() -> list[Row]:
         subprocess.run([program, "-q", "launch", "dev", "--no-pull"], env=environ, check=True)
         try:
             with _working(port):
-                rows = [row for size in SIZES for row in _view_rows(program, environ, *size)]
-            return [*rows, _once_row(program, environ)]
+                return [row for size in SIZES for row in _view_rows(program, environ, *size)]
         finally:
             subprocess.run([program, "-q", "stop", "--all"], env=environ, check=True)
 
@@ -103,21 +100,6 @@ def _view_rows(program: str, environ: Mapping[str, str], columns: int, lines: in
             kept=peak_mb <= MEMORY_BOUND_MB,
         ),
     ]
-
-
-def _once_row(program: str, environ: Mapping[str, str]) -> Row:
-    measured, unit = ratio(
-        lambda: seconds_of([program, "gpu-stats", "--once"], environ),
-        lambda: seconds_of([sys.executable, "-c", "pass"], environ),
-        ONCE_RUNS,
-    )
-    return Row(
-        what="`agent-manager gpu-stats --once`",
-        figure=f"{measured:.1f} ×",
-        yardstick=f"`python -c pass` ({unit * 1000:.1f} ms)",
-        bound=f"≤ {ONCE_BOUND:.0f} ×",
-        kept=measured <= ONCE_BOUND,
-    )
 
 
 @contextmanager

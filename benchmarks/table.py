@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 
+class SkippedError(Exception):
+    """It cannot be measured here; the message says why."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """A figure beside its yardstick and the bound it has to keep."""
