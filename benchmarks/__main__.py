@@ -52,7 +52,8 @@ def _keep(table: str) -> None:
         f"The last run: {day}, {machine}. Medians; `make bench` writes this page.\n\n"
         f"{table}\n\n"
         "Ratios hold across machines, milliseconds do not. How each row is measured is said at the top of the\n"
-        "module that measures it. The swap policy has a page of its own: [scheduling/RESULTS.md](scheduling/RESULTS.md).\n"
+        "module that measures it. The swap policy has a page of its own:\n"
+        "[scheduling/RESULTS.md](scheduling/RESULTS.md).\n"
     )
 
 
