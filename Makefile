@@ -9,7 +9,7 @@ WORKERS ?= 3
 # The program is started hundreds of times here: its bytecode is worth keeping.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test check fix docker e2e picture bench clean
+.PHONY: help demo test check fix docker e2e soak picture bench clean
 
 help: ## what can be made
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -49,6 +49,9 @@ e2e: $(READY) ## real vLLM on the CPU, in processes and in Docker, the built whe
 	$(BIN)/python tests/e2e/prepare.py
 	$(BIN)/python -m tests.docker.debian
 	$(BIN)/pytest -m e2e --timeout=900 tests/e2e
+
+soak: $(READY) ## the gateway under 500 clients for ten minutes
+	$(BIN)/pytest -m soak -s tests/faults/test_gateway_soak.py
 
 picture: $(READY) ## the README's picture, from a real terminal on the simulated engine
 	$(BIN)/python -m docs.picture

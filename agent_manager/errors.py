@@ -15,6 +15,7 @@
     │   └── StateUnusable                4  state_unusable
     ├── OperationFailed                  1  operation_failed
     │   ├── EngineFailed                 1  engine_failed
+    │   │   └── EngineKilled             1  engine_failed
     │   ├── CheckpointUnusable           1  checkpoint_unusable
     │   └── DownloadFailed               1  download_failed
     ├── NotRunning                       5  not_running
@@ -148,6 +149,10 @@ class EngineFailed(OperationFailed):
     """An engine did not start, or died."""
 
     code = "engine_failed"
+
+
+class EngineKilled(EngineFailed):
+    """Somebody else killed it while it loaded: nothing says that it would not start again."""
 
 
 class CheckpointUnusable(OperationFailed):

@@ -2,6 +2,7 @@
 
 <state>/
   cards/<card>/{lock,owner.json,claims/}   who owns a card; memory that simulated engines hold
+  cards/<card>/owner.sock                  where a gateway that owns it is asked for launch, stop and reload
   instances/<id>/                          the process runtime's records and logs
   compose/<agent>.yaml                     the container each agent was launched as last
   containers/<id>.json                     what Docker does not know of a container: who ended it

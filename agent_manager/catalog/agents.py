@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from agent_manager.catalog.values import did_you_mean, shown
@@ -37,8 +37,9 @@ class Agent:
     """A named endpoint. `sampling` holds vLLM generation-config names, such as `temperature`.
 
     `utilization` None means auto. `thinking` None leaves the model's chat template to its own default.
-    `extra_args` go to the engine's command line as they are, after ours. `aliases` are other names for it at the
-    gateway; `keep_alive_s` None is the gateway's own.
+    `system` is the system prompt of requests that have none. `extra_args` go to the engine's command line as they
+    are, after ours. `aliases` are other names for it at the gateway; `keep_alive_s` None is the gateway's own.
+    `shared_with` are the agents that its instance serves beside it: see Catalog.joint.
     """
 
     name: str
@@ -52,9 +53,16 @@ class Agent:
     eager: bool = False
     thinking: bool | None = None
     sampling: Mapping[str, float | int] = field(default_factory=dict)
+    system: str | None = None
     extra_args: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
     keep_alive_s: float | None = None
+    shared_with: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those that its instance serves under, its own first."""
+        return (self.name, *self.shared_with)
 
     @property
     def engine_port(self) -> int:
@@ -95,6 +103,7 @@ class Gateway:
 
     `keep_alive_s`: how long an idle agent stays, negative for always. `max_wait_s` bounds the wait for a busy one.
     The key is in the environment variable `api_key_env` or in the file `api_key_file`, or there is none.
+    `at_exit` says what becomes of the engine when the gateway ends: `stop`, or `leave` for the next one.
     """
 
     host: str = "127.0.0.1"
@@ -106,6 +115,7 @@ class Gateway:
     max_wait_s: float = 60.0
     default: str | None = None
     preload: str | None = None
+    at_exit: str = "stop"
     include_usage: bool = False
 
 
@@ -136,3 +146,29 @@ class Catalog:
                 hint=did_you_mean(name, self.agents),
                 where="agents",
             ) from None
+
+    def group(self, name: str) -> tuple[Agent, ...]:
+        """The agents that one instance can serve together with that one, itself included, in the catalog's order.
+
+        They differ in nothing but what each request can say. Raises AgentUnknown.
+        """
+        mine = _engine_side(self.agent(name))
+        return tuple(agent for agent in self.agents.values() if _engine_side(agent) == mine)
+
+    def joint(self, name: str) -> Agent:
+        """What the one instance of that agent's group is started as: the first of them, under all their names.
+
+        Where there is more than one, it has no answering defaults of its own: they differ from agent to agent, so
+        that the gateway says them with each request. An agent by itself is as it is. Raises AgentUnknown.
+        """
+        first, *others = self.group(name)
+        if not others:
+            return first
+        return replace(first, shared_with=tuple(each.name for each in others), sampling={}, thinking=None)
+
+
+def _engine_side(agent: Agent) -> Agent:
+    """The agent without what the gateway can do for it: what must be the same to share an instance."""
+    return replace(
+        agent, name="", port=0, thinking=None, sampling={}, system=None, aliases=(), keep_alive_s=None
+    )

@@ -1,8 +1,8 @@
 """YAML text to plain data that knows its lines: the first of two steps from models.yaml to a catalog.
 
 What YAML allows and a configuration file has no use for is a problem here: duplicate keys, anchors and
-aliases (small files that unfold to gigabytes), tags, several documents, values that span lines, invisible
-characters. Scalars follow YAML 1.2's core schema, as editors do: `yes` and `8:00` are text. A key without a
+aliases (small files that unfold to gigabytes), tags, several documents, values that span lines (but for PROSE),
+invisible characters. Scalars follow YAML 1.2's core schema, as editors do: `yes` and `8:00` are text. A key without a
 value counts as absent. `${env:NAME}` in a value is replaced; whether the result is text or a number, say, is then
 for the schema to decide, quoted or not.
 """
@@ -28,6 +28,11 @@ Place = tuple[str | int, ...]
 MAX_BYTES = 128 * 1024
 MAX_DEPTH = 12
 MAX_VALUE_CHARS = 4096
+PROSE = frozenset({"system"})
+"""Keys whose value is text for a model: of several lines, and longer than other values."""
+MAX_PROSE_CHARS = 65_536
+
+_BREAKS = str.maketrans({"\n": " ", "\t": " "})
 
 # libyaml reads ten times faster; wheels of PyYAML have it, some source builds do not.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -277,15 +282,17 @@ class _Reader:
         text = self._interpolated(place, event.value, line)
         if text is None:
             return None
-        if len(text) > MAX_VALUE_CHARS:
-            self._spoil(place, line, f"longer than {MAX_VALUE_CHARS} characters", "shorten it")
+        prose = bool(place) and place[-1] in PROSE
+        longest = MAX_PROSE_CHARS if prose else MAX_VALUE_CHARS
+        if len(text) > longest:
+            self._spoil(place, line, f"longer than {longest} characters", "shorten it")
             return None
-        if not text.isprintable():
+        if not (text.translate(_BREAKS) if prose else text).isprintable():
             self._spoil(
                 place,
                 line,
-                "holds a line break or an invisible character",
-                "write it on one line, as plain text",
+                "holds an invisible character" if prose else "holds a line break or an invisible character",
+                "write it as plain text" if prose else "write it on one line, as plain text",
             )
             return None
         if "${env:" in event.value:

@@ -184,6 +184,7 @@ def _agent(
         eager=fields.get("eager", False),
         thinking=fields.get("thinking"),
         sampling=sampling,
+        system=fields.get("system"),
         extra_args=tuple(fields.get("extra_args", ())),
         aliases=tuple(section.aliases),
         keep_alive_s=fields.get("keep_alive"),
@@ -201,6 +202,7 @@ def _gateway(section: GatewaySection, catalog: Path, environ: Mapping[str, str])
         max_wait_s=section.max_wait,
         default=section.default,
         preload=section.preload,
+        at_exit=section.at_exit,
         include_usage=section.include_usage,
     )
 

@@ -220,6 +220,11 @@ class AgentOverlay(Section):
         default=None,
         description="Sampling defaults, for requests that do not say otherwise.",
     )
+    system: str | None = Field(
+        default=None,
+        min_length=1,
+        description="The system prompt of requests that have none; the gateway adds it, and so does 'chat'.",
+    )
     keep_alive: KeepAlive | None = Field(
         default=None,
         description="Under the gateway: how long it stays on the card with nothing to do; see gateway.keep_alive.",
@@ -277,6 +282,10 @@ class GatewaySection(Section):
         description="The agent that comes back when the one on the card was idle for its keep_alive.",
     )
     preload: AgentName | None = Field(default=None, description="The agent to put on the card at the start.")
+    at_exit: Literal["stop", "leave"] = Field(
+        default="stop",
+        description="What becomes of the engine when the gateway ends: stop, or leave it for the next one.",
+    )
     include_usage: bool = Field(
         default=False, description="Ask engines for token counts in every stream, as stream_options would."
     )

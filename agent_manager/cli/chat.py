@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from agent_manager.cli import complete
+from agent_manager.cli.env import client_key
 from agent_manager.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ def run(
     ] = None,
     *,
     system: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="A system message before the prompt.")
+        str | None, typer.Option(metavar="TEXT", help="The system prompt, instead of the agent's own.")
     ] = None,
     max_tokens: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="At most so many tokens.")
@@ -48,9 +50,12 @@ def run(
     from agent_manager.cli.talk import Talk  # noqa: PLC0415 - not for --help and completion
 
     invocation: Invocation = ctx.obj
-    chosen = invocation.host().catalog.agent(agent)
+    catalog = invocation.host().catalog
+    chosen, key = catalog.agent(agent), client_key(catalog.gateway, os.environ)
     text = _prompt(prompt or [], invocation.output)
-    talk = Talk(chosen, invocation.output, system=system, max_tokens=max_tokens, temperature=temperature)
+    talk = Talk(
+        chosen, invocation.output, key=key, system=system, max_tokens=max_tokens, temperature=temperature
+    )
     if text is None:
         talk.converse()
     else:

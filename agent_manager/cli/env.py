@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,9 @@ from agent_manager.errors import AgentManagerError
 from agent_manager.swap.notices import AgentState
 
 if TYPE_CHECKING:
-    from agent_manager.catalog.agents import Agent
+    from collections.abc import Mapping
+
+    from agent_manager.catalog.agents import Agent, Gateway
     from agent_manager.cli.invocation import Invocation
 
 EXAMPLES = """
@@ -21,8 +24,8 @@ eval "$(agent-manager env dev)"
 agent-manager env dev --json
 """
 
-API_KEY = "unused"
-"""Clients insist on one; no engine here asks for it."""
+NO_KEY = "unused"
+"""Clients insist on one; no engine here asks for it, only a gateway that has one."""
 
 
 def run(
@@ -35,23 +38,46 @@ def run(
     from agent_manager.swap import status  # noqa: PLC0415 - not for --help and completion
 
     invocation: Invocation = ctx.obj
-    variables = environment(invocation.host().catalog.agent(agent))
+    catalog = invocation.host().catalog
+    chosen = catalog.agent(agent)
     if invocation.output.json:
-        invocation.output.document(variables)
+        invocation.output.document(environment(chosen, client_key(catalog.gateway, os.environ)))
     else:
-        for name, value in variables.items():
-            invocation.output.result(f"export {name}={shlex.quote(value)}")
+        lines = {name: shlex.quote(value) for name, value in environment(chosen, NO_KEY).items()}
+        for name, value in (lines | _key_in_shell(catalog.gateway)).items():
+            invocation.output.result(f"export {name}={value}")
     with contextlib.suppress(AgentManagerError):
-        states = {each.name: each.state for each in invocation.read(status.report).agents}
-        if states[agent] is not AgentState.READY:
+        report = invocation.read(status.report)
+        now = next(each for each in report.agents if each.name == agent)
+        # Under a gateway a request brings it.
+        if now.state is not AgentState.READY and now.base_url is None:
             invocation.output.note(
-                f"{agent} is {states[agent]}; 'agent-manager launch {agent}' puts it on the card"
+                f"{agent} is {now.state}; 'agent-manager launch {agent}' puts it on the card"
             )
 
 
-def environment(agent: Agent) -> dict[str, str]:
+def environment(agent: Agent, key: str) -> dict[str, str]:
     """The variables that OpenAI clients read, for this agent; OPENAI_MODEL is for scripts."""
-    return {"OPENAI_BASE_URL": base_url(agent), "OPENAI_API_KEY": API_KEY, "OPENAI_MODEL": agent.name}
+    return {"OPENAI_BASE_URL": base_url(agent), "OPENAI_API_KEY": key, "OPENAI_MODEL": agent.name}
+
+
+def client_key(gateway: Gateway, environ: Mapping[str, str]) -> str:
+    """The key that a client shows: the gateway's, where the catalog names one and it can be read."""
+    if gateway.api_key_env is not None:
+        return environ.get(gateway.api_key_env) or NO_KEY
+    if gateway.api_key_file is not None:
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            return gateway.api_key_file.read_text("utf-8").strip() or NO_KEY
+    return NO_KEY
+
+
+def _key_in_shell(gateway: Gateway) -> dict[str, str]:
+    """The same for a shell, which fetches it from where it is: the key itself is not printed."""
+    if gateway.api_key_env is not None:
+        return {"OPENAI_API_KEY": f'"${{{gateway.api_key_env}:-{NO_KEY}}}"'}
+    if gateway.api_key_file is not None:
+        return {"OPENAI_API_KEY": f'"$(cat {shlex.quote(str(gateway.api_key_file))})"'}
+    return {}
 
 
 def base_url(agent: Agent) -> str:

@@ -33,6 +33,7 @@ VERBS = {
     "verify": "Check every byte of the checkpoints on disk",
     "rm": "Delete a model's files from the Hub cache",
     "serve": "The gateway: one door for all agents, swapping as requests come",
+    "reload": "Have the gateway read its catalog anew",
     "compose": "Write the compose file of each agent",
     "doctor": "Is this host ready; what to type where it is not",
 }

@@ -36,7 +36,9 @@ def print_help(
     console = _console()
     console.print(Text.assemble(("Usage: ", "yellow"), (_usage(command, ctx), "bold")))
     console.print()
-    console.print(Text(inspect.cleandoc(command.help or "").partition("\f")[0]))
+    paragraphs = inspect.cleandoc(command.help or "").partition("\f")[0].split("\n\n")
+    # A docstring's lines are as long as the source's; the terminal has its own width.
+    console.print(Text("\n\n".join(" ".join(each.split()) for each in paragraphs)))
     if verbs:
         _panel(
             console, "Verbs", [(Text(name, "bold cyan"), Text(), Text(line)) for name, line in verbs.items()]

@@ -61,6 +61,7 @@ def run(
     """Put an agent on the card, swapping out what is there.
 
     Returns when the agent answered a completion. A launch that fails puts back what was there before.
+    Under a gateway, it is the gateway that does it, with its own catalog.
     """
     from agent_manager.swap import operations  # noqa: PLC0415 - not for --help and completion
 

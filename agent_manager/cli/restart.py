@@ -27,7 +27,10 @@ def run(
     drain_timeout: DrainTimeout = 60.0,
     wait: Wait = 0.0,
 ) -> None:
-    """Stop an agent and launch it again; the way to make a change of the catalog take effect."""
+    """Stop an agent and launch it again; the way to make a change of the catalog take effect.
+
+    Under a gateway, 'agent-manager reload' is that way.
+    """
     from agent_manager.swap import operations  # noqa: PLC0415 - not for --help and completion
 
     invocation: Invocation = ctx.obj

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from agent_manager.cli.invocation import Invocation
     from agent_manager.cli.output import Output
-    from agent_manager.gateway.serve import Doors
+    from agent_manager.gateway.serve import Addresses
 
 EXAMPLES = """
 agent-manager serve
@@ -28,8 +29,9 @@ def run(
 ) -> None:
     """Serve all agents: requests decide who is on the card, and wait while it is swapped.
 
-    Each agent's port leads to that agent; on the common port the request's model does. Ctrl-C finishes what runs,
-    then takes the agent off the card.
+    Each agent's port leads to that agent; on the common port the request's model does.
+    'agent-manager reload' and SIGHUP read the catalog anew. Ctrl-C finishes what runs,
+    then takes the agent off the card; a second one does not wait.
     """
     from agent_manager.gateway.serve import serve  # noqa: PLC0415 - aiohttp; not for --help
 
@@ -41,12 +43,13 @@ def run(
     )
 
 
-def _tell(output: Output, doors: Doors) -> None:
+def _tell(output: Output, addresses: Addresses) -> None:
     """Where clients go, now that they can."""
     if output.json:
-        output.json_line(doors)
+        output.json_line(addresses)
         return
-    shown = f"[{doors.host}]" if ":" in doors.host else doors.host
-    lines = [f"gateway    http://{shown}:{doors.port}/v1   the request's model decides"]
-    lines += [f"{name:<10} http://{shown}:{port}/v1" for name, port in doors.agents.items()]
+    shown = f"[{addresses.host}]" if ":" in addresses.host else addresses.host
+    lines = [f"gateway    http://{shown}:{addresses.port}/v1   the request's model decides"]
+    lines += [f"{name:<10} http://{shown}:{port}/v1" for name, port in addresses.agents.items()]
     output.result("\n".join(lines))
+    sys.stdout.flush()  # whoever waits for it reads a pipe, and no more comes for hours

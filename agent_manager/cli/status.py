@@ -66,7 +66,7 @@ def print_report(report: StatusReport, output: Output) -> None:
         output.result(f"owned by {owner.kind} '{owner.verb}' (pid {owner.pid})")
     if report.card or report.owner:
         output.result("")
-    now = any(agent.phase or agent.cause for agent in report.agents)
+    now = any(_now(agent) for agent in report.agents)
     headers = ("AGENT", "STATE", "SINCE", "ENGINE", "MODEL", "MEMORY", "ADDRESS", *(("NOW",) if now else ()))
     rows = [_row(agent)[: len(headers)] for agent in report.agents]
     output.table(headers, rows, flexible=("MODEL", "NOW"))
@@ -81,5 +81,12 @@ def _row(agent: AgentStatus) -> tuple[Cell | str, ...]:
         agent.model,
         gib(agent.claim_bytes) if agent.claim_bytes else "",
         agent.base_url or Cell(f"port {agent.port}", "dim"),
-        agent.phase or agent.cause or "",
+        _now(agent),
     )
+
+
+def _now(agent: AgentStatus) -> str:
+    """What it is at, or why it failed, and its requests at the gateway."""
+    counts = {"run": agent.requests_running, "wait": agent.requests_waiting}
+    requests = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    return "; ".join(part for part in (agent.phase or agent.cause, requests) if part)

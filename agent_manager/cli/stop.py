@@ -34,7 +34,10 @@ def run(
     drain_timeout: DrainTimeout = 60.0,
     wait: Wait = 0.0,
 ) -> None:
-    """Take agents off the card: let requests under way finish, stop the engine, free the memory."""
+    """Take agents off the card: let requests under way finish, stop the engine, free the memory.
+
+    Under a gateway, the next request brings an agent back.
+    """
     from agent_manager.swap import operations  # noqa: PLC0415 - not for --help and completion
 
     invocation: Invocation = ctx.obj

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from openai import APIConnectionError, APIError, APIStatusError, DefaultHttpxClient, OpenAI
 
-from agent_manager.cli.env import API_KEY, base_url
+from agent_manager.cli.env import base_url
 from agent_manager.errors import NotRunning, OperationFailed
 
 if TYPE_CHECKING:
@@ -32,19 +32,22 @@ class Talk:
         agent: Agent,
         output: Output,
         *,
+        key: str,
         system: str | None = None,
         max_tokens: int | None = None,
         temperature: float | None = None,
     ) -> None:
         self._agent = agent
         self._output = output
+        # The gateway would add it; an engine by itself does not.
+        system = system or agent.system
         self._messages: list[Any] = [{"role": "system", "content": system}] if system else []
         given = {"max_tokens": max_tokens, "temperature": temperature}
         self._settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         # No proxy stands between this machine and itself, whatever HTTP_PROXY says.
         self._client = OpenAI(
             base_url=base_url(agent),
-            api_key=API_KEY,
+            api_key=key,
             max_retries=0,
             http_client=DefaultHttpxClient(trust_env=False),
         )

@@ -58,13 +58,14 @@ def serve_arguments(
 ) -> tuple[str, ...]:
     """What follows `vllm serve`, beginning with the model; `memory` are the engine's own flags about memory.
 
-    The agent's `extra_args` come last, so that they win.
+    Replies name the first of several names, whichever was asked for. The agent's `extra_args` come last, so that
+    they win.
     """
     revision = ("--revision", source.revision) if source.revision else ()
     return (
         source.model,
         *revision,
-        *("--served-model-name", agent.name),
+        *("--served-model-name", *agent.names),
         *("--host", host),
         *("--port", str(port)),
         *memory,

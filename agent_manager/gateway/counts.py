@@ -15,6 +15,8 @@ class Counts:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._answered: dict[tuple[str, int], Counter] = {}
+        self._queued: dict[str, Histogram] = {}
         self.requests = Counter(
             "agent_manager_requests_total",
             "Requests answered, by agent and status",
@@ -41,9 +43,24 @@ class Counts:
             buckets=_WAITS_S,
             registry=self.registry,
         )
-        self.open = Gauge(
+        self.open = 0
+        Gauge(
             "agent_manager_requests_open", "Requests that are not answered yet", registry=self.registry
-        )
+        ).set_function(lambda: self.open)
+
+    def answered(self, agent: str, status: int) -> None:
+        """A request was answered; `agent` is "" where none was asked for."""
+        counter = self._answered.get((agent, status))  # finding it by its labels takes longer than counting
+        if counter is None:
+            counter = self._answered[agent, status] = self.requests.labels(agent, status)
+        counter.inc()
+
+    def queued(self, agent: str, waited_s: float) -> None:
+        """A request waited so long for its agent."""
+        histogram = self._queued.get(agent)
+        if histogram is None:
+            histogram = self._queued[agent] = self.queue.labels(agent)
+        histogram.observe(waited_s)
 
     def page(self) -> bytes:
         """All of it as Prometheus reads it."""

@@ -17,16 +17,18 @@ from aiohttp import web
 
 from agent_manager.gateway import relay
 from agent_manager.gateway.counts import CONTENT_TYPE
+from agent_manager.gateway.renaming import Renaming
 from agent_manager.gateway.replies import EVENT_STREAM, error_event, keep_alive, refusal
 from agent_manager.gateway.routing import Own, ToAgent, route
 from agent_manager.gateway.tickets import RefusedError
 from agent_manager.gateway.upstream import Upstream, UpstreamGoneError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from agent_manager.gateway.counts import Counts
     from agent_manager.gateway.guard import Guard
+    from agent_manager.gateway.manners import Manners
     from agent_manager.gateway.routing import Names
     from agent_manager.gateway.tickets import AgentNow, Doorkeeper, Granted, Ticket
     from agent_manager.gateway.upstream import Answer
@@ -57,9 +59,17 @@ class Front:
     """Answers requests on all ports of the gateway."""
 
     def __init__(
-        self, *, names: Names, doorkeeper: Doorkeeper, guard: Guard, counts: Counts, include_usage: bool
+        self,
+        *,
+        names: Names,
+        manners: Mapping[str, Manners],
+        doorkeeper: Doorkeeper,
+        guard: Guard,
+        counts: Counts,
+        include_usage: bool,
     ) -> None:
         self._names = names
+        self._manners = manners
         self._doorkeeper = doorkeeper
         self._guard = guard
         self._counts = counts
@@ -70,16 +80,22 @@ class Front:
         """What answers on the port of an agent, or on the common one (None)."""
 
         async def answer(request: web.BaseRequest) -> web.StreamResponse:
-            self._counts.open.inc()
+            self._counts.open += 1
             try:
                 return await self._answer(request, agent)
             except RefusedError as error:
-                self._counts.requests.labels(agent or "", error.status).inc()
+                self._counts.answered(agent or "", error.status)
                 return refusal(error)
             finally:
-                self._counts.open.dec()
+                self._counts.open -= 1
 
         return answer
+
+    def renew(
+        self, *, names: Names, manners: Mapping[str, Manners], guard: Guard, include_usage: bool
+    ) -> None:
+        """Take these from the next request on."""
+        self._names, self._manners, self._guard, self._include_usage = names, manners, guard, include_usage
 
     def close(self) -> None:
         """Hang up on all engines."""
@@ -125,8 +141,10 @@ class Front:
             changed["stream_options"] = {"include_usage": True} | (
                 options if isinstance(options, dict) else {}
             )
+        if agent in self._manners:
+            changed = self._manners[agent].complete(changed, to.path)
         if changed != document:
-            errand = replace(errand, body=json.dumps(changed, ensure_ascii=False).encode())
+            errand = replace(errand, body=json.dumps(changed).encode())
         return Asked(agent=agent, errand=errand, streams=streams)
 
     async def _served(self, request: web.BaseRequest, asked: Asked) -> web.StreamResponse:
@@ -140,21 +158,33 @@ class Front:
             try:
                 granted = await waiting.until_granted(ticket)
                 waited_s = time.monotonic() - began
-                self._counts.queue.labels(asked.agent).observe(waited_s)
+                self._counts.queued(asked.agent, waited_s)
                 async with await relay.ask(self._upstream(granted.port), asked.errand) as answer:
-                    response, status = await waiting.pass_on(answer, _of_waiting(granted, waited_s))
-                self._counts.requests.labels(asked.agent, status).inc()
+                    headers = _of_waiting(granted, waited_s)
+                    renaming = self._renaming(asked.agent)
+                    response, status = await waiting.pass_on(answer, headers, renaming)
+                self._counts.answered(asked.agent, status)
                 return response  # noqa: TRY300 - it is the answer
             except UpstreamGoneError as gone:
                 if gone.began or not left:
                     return await waiting.refused(relay.broken_off(gone))
+                await ticket.unanswered()
             except RefusedError as error:
                 return await waiting.refused(error)
             finally:
                 ticket.close()
 
+    def _renaming(self, agent: str) -> Renaming | None:
+        manners = self._manners.get(agent)
+        if manners is None or manners.served_as == agent:
+            return None
+        return Renaming(manners.served_as, agent)
+
     def _upstream(self, port: int) -> Upstream:
-        return self._upstreams.setdefault(port, Upstream(port))
+        upstream = self._upstreams.get(port)
+        if upstream is None:
+            upstream = self._upstreams[port] = Upstream(port)
+        return upstream
 
     # --- what the gateway answers itself ------------------------------------------------------------------
 
@@ -199,12 +229,14 @@ class _Waiting:
                 await response.write(keep_alive(ticket.whereabouts()))
                 patience_s = KEEP_ALIVE_EVERY_S
 
-    async def pass_on(self, answer: Answer, more: dict[str, str]) -> tuple[web.StreamResponse, int]:
+    async def pass_on(
+        self, answer: Answer, more: dict[str, str], renaming: Renaming | None
+    ) -> tuple[web.StreamResponse, int]:
         """The engine's answer. In a stream that was begun, an answer that is no stream is an error event."""
         if self._response is None:
-            return await relay.pass_on(self._request, answer, more)
+            return await relay.pass_on(self._request, answer, more, renaming)
         if answer.status == 200:  # noqa: PLR2004 - HTTP's OK
-            await relay.body_into(self._response, answer)
+            await relay.body_into(self._response, answer, renaming)
             return self._response, answer.status
         whole = b""
         while piece := await answer.piece():
@@ -234,6 +266,10 @@ class _Waiting:
 async def _body(request: web.BaseRequest) -> bytes:
     if request.content_length is not None and request.content_length > LARGEST_BODY_BYTES:
         raise _too_large()
+    if (
+        request.content_length is not None and request.content.is_eof()
+    ):  # it came with the head, as nearly all do
+        return request.content.read_nowait()
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
             return await request.read()

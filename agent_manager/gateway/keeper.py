@@ -10,43 +10,55 @@ import asyncio
 import contextlib
 import itertools
 import time
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
-from agent_manager.engines.client import EngineClient
-from agent_manager.errors import AgentManagerError
+from agent_manager.errors import AgentManagerError, EngineKilled
+from agent_manager.gateway.place import Place, state_of
 from agent_manager.gateway.tickets import AgentNow, Granted, RefusedError, Whereabouts
 from agent_manager.gateway.trust import Trust
+from agent_manager.gateway.watchman import Rounds, Watchman
+from agent_manager.gateway.wishes import Wishes
 from agent_manager.swap import events as ev
-from agent_manager.swap.controller import as_error
-from agent_manager.swap.machine import Stage, State
-from agent_manager.swap.notices import AgentState, LoadProgress, StepBegan
+from agent_manager.swap.card import Stage, State
+from agent_manager.swap.controller import STALL_TIMEOUT_S, as_error
+from agent_manager.swap.notices import LoadProgress, Remark, StepBegan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from agent_manager.catalog.agents import Agent
     from agent_manager.gateway.counts import Counts
-    from agent_manager.swap.controller import Controller, Newcomer
+    from agent_manager.runtimes.base import Exit
+    from agent_manager.swap.controller import Newcomer
+    from agent_manager.swap.desk import Desk
+    from agent_manager.swap.keep import LastingController
     from agent_manager.swap.notices import Listener, Notice
 
-MOST_WAITING: Final = 256
-"""Requests that wait for one agent; more are told to come again."""
-MOST_RUNNING: Final = 256
-"""Requests that run in one agent; an engine queues beyond its sequences, and this is queue enough."""
-LONGEST_WAIT_S: Final = 1800.0
-"""Past this a waiting request is given up: swaps take minutes at most, so something is wrong."""
-CANARY_AFTER_S: Final = 60.0
-"""How long nothing may have run in the resident before it is asked for a word; /health misses a hung engine."""
-CANARY_TIMEOUT_S: Final = 30.0
 RETRY_S: Final = 5
 _NOBODY: Final = ev.Wanted(goal=None, drain_timeout_s=1.0)
 """Empties the card when the gateway ends; what had to finish has."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """How much the keeper takes on.
+
+    `most_waiting` and `most_running` requests for one agent; more are told to come again (an engine queues beyond
+    its sequences). Past `longest_wait_s` a waiting request is given up: swaps take minutes, so something is wrong.
+    """
+
+    most_waiting: int = 1024
+    most_running: int = 1024
+    longest_wait_s: float = 1800.0
+    rounds: Rounds = field(default_factory=Rounds)
+
+
 class Keeper:
     """A Doorkeeper. `newcomers` are the agents that can be started, `absent` why the others cannot.
 
-    `cause_of` says why an agent's engine ended by itself, once its log is kept.
+    `cause_of` says why an agent's engine ended by itself, once its log is kept, from that and from how it ended.
+    `swapped` is told of each swap that was done: who came, who left for it, how many seconds it took.
     """
 
     def __init__(  # noqa: PLR0913 - everything it keeps, said once
@@ -55,57 +67,75 @@ class Keeper:
         agents: Mapping[str, Agent],
         newcomers: Mapping[str, Newcomer],
         absent: Mapping[str, AgentManagerError],
-        controller: Controller,
+        controller: LastingController,
         counts: Counts,
         state: State,
         listener: Listener,
-        cause_of: Callable[[str], str],
+        cause_of: Callable[[str, Exit | None], str],
+        swapped: Callable[[str, str | None, float], None] = lambda *_: None,
+        bounds: Bounds | None = None,
     ) -> None:
         self._agents = agents
         self._newcomers = newcomers
         self._absent = absent
         self._controller = controller
         self._counts = counts
-        self._state = state
+        self._start = state
         self._listener = listener
         self._cause_of = cause_of
+        self._swapped = swapped
+        self._bounds = bounds or Bounds()
         self._trust = Trust()
-        self._tickets: dict[str, _Ticket] = {}
+        self.wishes = Wishes(controller.tell)
+        self._watchman = Watchman(
+            controller=controller,
+            resident=self._serving,
+            busy=lambda: bool(self.state.in_flight),
+            stall_s=self._stall_timeout_s,
+            listener=listener,
+            rounds=self._bounds.rounds,
+        )
+        self._tickets: dict[str, Place] = {}
         self._numbers = itertools.count(1)
         self._doing = "nothing"
         self._loading_since_s: float | None = None
         self._expected_s: float | None = None
         self._swap_began_s: float | None = None
+        self._unloading = False
         self._closing = False
         self._emptied: asyncio.Event | None = None
+        self._nobody = _NOBODY
         self._quiet = asyncio.Event()
         self._quiet.set()
 
     # --- Doorkeeper ---------------------------------------------------------------------------------------
 
-    def ask(self, agent: str) -> _Ticket:
+    def ask(self, agent: str) -> Place:
         """A place in the queue; see Doorkeeper. Raises RefusedError."""
         if self._closing:
             raise RefusedError(503, "closing", "the gateway is ending", retry_after_s=RETRY_S)
         error = self._absent.get(agent)
         if error is not None:
             raise _refused(agent, error.message, error.hint)
-        paused = self._trust.paused(agent, time.monotonic())
+        paused = self._trust.paused(self._group(agent), time.monotonic())
         if paused is not None:
             raise RefusedError(503, "agent_failed", paused[0], retry_after_s=round(paused[1]) + 1)
+        if len(self._tickets) >= min(self._bounds.most_waiting, self._bounds.most_running):
+            self._check_room(agent)
+        ticket = Place(self, f"request-{next(self._numbers)}", agent, self._bounds.longest_wait_s)
+        self._tickets[ticket.id] = ticket
+        self._quiet.clear()
+        self._queue(ticket)
+        return ticket
+
+    def _check_room(self, agent: str) -> None:
+        """Raises RefusedError. Counting is worth it only once there are many."""
         mine = [ticket for ticket in self._tickets.values() if ticket.agent == agent]
         waiting = sum(not ticket.turn.done() for ticket in mine)
-        if waiting >= MOST_WAITING or len(mine) - waiting >= MOST_RUNNING:
+        if waiting >= self._bounds.most_waiting or len(mine) - waiting >= self._bounds.most_running:
             raise RefusedError(
                 429, "queue_full", f"{len(mine)} requests are at {agent}", retry_after_s=RETRY_S
             )
-        ticket = _Ticket(self, f"request-{next(self._numbers)}", agent)
-        self._tickets[ticket.id] = ticket
-        self._quiet.clear()
-        claim_bytes = self._newcomers[agent].spec.claim_bytes
-        request = ev.Request(id=ticket.id, agent=agent, claim_bytes=claim_bytes)
-        self._controller.tell(ev.Arrived(request=request))
-        return ticket
 
     def agents(self) -> tuple[AgentNow, ...]:
         """All agents of the catalog; see Doorkeeper."""
@@ -114,7 +144,7 @@ class Keeper:
                 name=name,
                 model=agent.model.repo or agent.model.name,
                 aliases=agent.aliases,
-                state=self._state_of(name),
+                state=state_of(self.state, name, failed=self.trouble(name) is not None),
                 port=agent.port,
                 running=sum(t.agent == name and t.turn.done() for t in self._tickets.values()),
                 waiting=sum(t.agent == name and not t.turn.done() for t in self._tickets.values()),
@@ -124,29 +154,41 @@ class Keeper:
 
     def unload(self) -> None:
         """Empty the card once its requests are over; see Doorkeeper. Whoever waits brings the next agent."""
-        self._controller.tell(ev.Wanted(goal=None, drain_timeout_s=self._state.drain_timeout_s))
+        self._unloading = True  # until it is done: during a swap it has to be said again
+        self._controller.tell(ev.Wanted(goal=None, drain_timeout_s=self.state.drain_timeout_s))
 
     # --- running ------------------------------------------------------------------------------------------
 
     async def run(self, first: ev.Event | ev.AwaitReady | None) -> None:
         """Keep the card until cancelled; `first` is what to begin with. Raises what is a mistake of ours."""
-        canary = asyncio.create_task(self._watch())
+        now_s = time.monotonic()
+        # Whoever is found on the card begins to idle now, and somebody has to look when its time is over.
+        desk = replace(self._start.desk, since_s=now_s)
+        self._controller.tell(ev.Due())
+        keeping = self._controller.keep(replace(self._start, desk=desk, now_s=now_s), first, self._hear)
+        tasks = (asyncio.create_task(keeping), asyncio.create_task(self._watchman.run()))
         try:
-            await self._controller.keep(self._state, first, self._hear)
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
         finally:
-            canary.cancel()
-            await asyncio.gather(canary, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def leave(self, finish_s: float) -> None:
-        """Let running requests finish for at most `finish_s`, then empty the card. After `close`, beside `run`."""
+    async def leave(self, finish_s: float, *, stop: bool = True) -> None:
+        """Let running requests finish for at most `finish_s`, then empty the card. After `close`, beside `run`.
+
+        Nothing is waited for when that is 0. Without `stop`, the engine that serves or loads is left as it is, for
+        the next gateway to go on with.
+        """
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._quiet.wait(), finish_s)
+        if not stop and (self.state.swap is None or self.state.swap.stage is Stage.LOADING):
+            return
         self._emptied = asyncio.Event()
-        if self._state.swap is not None:
-            for _ in range(2):  # the first would put back the one that left
-                self._controller.tell(ev.Interrupted())
-        else:
-            self._controller.tell(_NOBODY)
+        self._nobody = replace(_NOBODY, drain_timeout_s=min(finish_s, _NOBODY.drain_timeout_s))
+        self._controller.tell(self._nobody)
         await self._emptied.wait()
 
     def close(self) -> None:
@@ -160,7 +202,62 @@ class Keeper:
     @property
     def state(self) -> State:
         """The card as it is now."""
-        return self._state
+        return self._controller.state or self._start
+
+    @property
+    def resident_agents(self) -> tuple[str, ...]:
+        """The agents of the engine that is on the card; none when it is empty, or being changed."""
+        resident = self.state.resident
+        return self._controller.spec_of(resident).agents if resident else ()
+
+    # --- what a person wants ------------------------------------------------------------------------------
+
+    def renew(
+        self,
+        *,
+        agents: Mapping[str, Agent],
+        newcomers: Mapping[str, Newcomer],
+        absent: Mapping[str, AgentManagerError],
+        desk: Desk,
+    ) -> None:
+        """Go on with other agents and the settings of `desk`; who failed is tried again.
+
+        Requests for who is `absent` now are refused, and who was there before and is not any more has to be.
+        """
+        self._agents, self._absent = agents, absent
+        self._newcomers = {**self._newcomers, **newcomers}  # of the resident, too, until it has left
+        for agent in agents:
+            if self._trust.paused(self._group(agent), time.monotonic()) is not None:
+                self.forgive(agent)
+        self._controller.renew(newcomers)
+        renewed = ev.Renewed(
+            settings=desk.settings,
+            group_of=desk.group_of,
+            default=desk.default,
+            claims={name: each.spec.claim_bytes for name, each in newcomers.items()},
+            refusals=absent,
+            current=frozenset(each.spec.fingerprint for each in newcomers.values()),
+        )
+        self._controller.tell(renewed)
+
+    def forgive(self, agent: str) -> None:
+        """Try it again when it is asked for, whatever happened."""
+        self._trust.forgiven(self._group(agent))
+
+    def trouble(self, agent: str) -> str | None:
+        """Why it is not served now; None when it is."""
+        if agent in self._absent:
+            return self._absent[agent].message
+        paused = self._trust.paused(self._group(agent), time.monotonic())
+        return paused[0] if paused else None
+
+    def _stall_timeout_s(self) -> float:
+        return min((each.stall_timeout_s for each in self._newcomers.values()), default=STALL_TIMEOUT_S)
+
+    def _serving(self) -> ev.Occupant | None:
+        """Who takes requests now."""
+        state = self.state
+        return state.resident if state.swap is None and not state.stuck else None
 
     def notice(self, notice: Notice) -> None:
         """What the controller tells, for those who wait and for whoever listens."""
@@ -173,14 +270,12 @@ class Keeper:
                 self._doing = f"loading {agent}: {phase.name}"
         self._listener(notice)
 
-    def _hear(self, state: State, effect: ev.Effect) -> None:
+    def _hear(self, before: State, _: State, effect: ev.Effect) -> None:
         """What the machine decided, after it was performed."""
-        before, self._state = self._state, state
         now_s = time.monotonic()
         match effect:
             case ev.Remove(instance_id=id_) if before.resident and before.resident.instance_id == id_:
-                agent = before.resident.agent
-                self._trust.failed(agent, self._cause_of(agent), now_s)
+                self._crashed(before.resident, now_s)
             case ev.Drain() | ev.AwaitMemory() if self._swap_began_s is None:
                 self._swap_began_s = now_s
             case ev.Grant(request_id=request_id):
@@ -188,126 +283,107 @@ class Keeper:
             case ev.Reject(request_id=request_id, reason=reason):
                 self._reject(request_id, reason)
             case ev.Finish(outcome=outcome):
-                self._finished(outcome, now_s)
+                self._finished(before, outcome, now_s)
+
+    def _queue(self, ticket: Place) -> None:
+        claim_bytes = self._newcomers[ticket.agent].spec.claim_bytes
+        request = ev.Request(id=ticket.id, agent=ticket.agent, claim_bytes=claim_bytes)
+        self._controller.tell(ev.Arrived(request=request))
 
     def _grant(self, request_id: str) -> None:
-        ticket, resident = self._tickets.get(request_id), self._state.resident
+        ticket, resident = self._tickets.get(request_id), self.state.resident
         if ticket is None or ticket.turn.done() or resident is None:
             return
-        port = self._agents[resident.agent].engine_port
-        ticket.turn.set_result(Granted(port=port, swap=ticket.swap))
+        ticket.by = resident
+        ticket.turn.set_result(Granted(port=self._controller.spec_of(resident).engine_port, swap=ticket.swap))
 
     def _reject(self, request_id: str, reason: object) -> None:
         ticket = self._tickets.get(request_id)
-        if ticket is not None and not ticket.turn.done():
-            error = as_error(reason)
-            ticket.turn.set_exception(_refused(ticket.agent, error.message, error.hint))
+        if ticket is None or ticket.turn.done():
+            return
+        paused = self._trust.paused(self._group(ticket.agent), time.monotonic())
+        if isinstance(reason, EngineKilled) and paused is None:
+            self._queue(ticket)  # it would have started
+            return
+        error = as_error(reason)
+        retry_after_s = round(paused[1]) + 1 if paused else RETRY_S
+        ticket.turn.set_exception(_refused(ticket.agent, error.message, error.hint, retry_after_s))
 
-    def _finished(self, outcome: ev.Outcome, now_s: float) -> None:
+    def _crashed(self, resident: ev.Occupant, now_s: float) -> None:
+        cause = self._watchman.why_ended(resident.instance_id)
+        if cause is None:
+            cause = self._cause_of(resident.agent, self._controller.last_end)
+            self._listener(Remark(message=cause, warning=True))
+        self._trust.failed(self._group(resident.agent), cause, now_s, by_itself=True)
+
+    def _finished(self, before: State, outcome: ev.Outcome, now_s: float) -> None:
+        self.wishes.finished(outcome)
+        if self._emptied is not None:
+            self._left(self._emptied, outcome)
+        if outcome.result is ev.Result.BUSY:
+            return
+        if self._unloading:
+            self._unloading = outcome.goal is not None
+            if self._unloading:
+                self.unload()
+        if before.swap is None:
+            return  # nothing had to be done
+        took_s = now_s - self._swap_began_s if self._swap_began_s is not None else None
+        self._swap_began_s, self._doing = None, "nothing"
         agent = outcome.goal.agent if outcome.goal else ""
         self._counts.swaps.labels(agent, outcome.result.value).inc()
-        took_s = now_s - self._swap_began_s if self._swap_began_s is not None else 0.0
-        self._swap_began_s, self._doing = None, "nothing"
-        if self._emptied is not None and outcome.result is not ev.Result.BUSY:
-            stays = self._state.resident is not None and not self._state.stuck
-            self._controller.tell(_NOBODY) if stays else self._emptied.set()
         if outcome.goal is None:
             return
         if outcome.result is ev.Result.DONE:
-            self._counts.swap.labels(agent).observe(took_s)
-            self._trust.ready(agent, now_s)
+            if took_s is not None:
+                self._counts.swap.labels(agent).observe(took_s)
+                left = before.swap.leaving.agent if before.swap.leaving else None
+                self._swapped(agent, left, took_s)
+            self._trust.ready(self._group(agent), now_s)
         elif outcome.result is ev.Result.FAILED:
-            self._trust.failed(agent, as_error(outcome.reason).message, now_s)
+            cause = as_error(outcome.reason).message
+            self._listener(Remark(message=cause, warning=True))
+            killed = isinstance(outcome.reason, EngineKilled)
+            self._trust.failed(self._group(agent), cause, now_s, by_itself=killed)
 
-    async def _watch(self) -> None:
-        """Ask a resident that idles for a word; one that cannot say it is ended, and starts again when asked for."""
-        while True:
-            await asyncio.sleep(CANARY_AFTER_S)
-            resident = self._state.resident
-            if resident is None or self._tickets or self._state.swap is not None:
-                continue
-            client = EngineClient(self._agents[resident.agent].engine_port)
-            try:
-                await client.complete_once(resident.agent, timeout_s=CANARY_TIMEOUT_S)
-            except AgentManagerError:
-                if self._state.resident == resident and self._state.swap is None:
-                    await self._controller.kill(resident)
+    def _left(self, emptied: asyncio.Event, outcome: ev.Outcome) -> None:
+        """The gateway is ending, and something has ended on the card."""
+        state = self.state
+        if outcome.result is ev.Result.BUSY:
+            for _ in range(2):  # the first would put back the one that left
+                self._controller.tell(ev.Interrupted())
+        elif state.swap is None and (state.resident is None or state.stuck):
+            emptied.set()
+        else:
+            self._controller.tell(self._nobody)
 
     # --- tickets ------------------------------------------------------------------------------------------
 
-    def closed(self, ticket: _Ticket) -> None:
+    def closed(self, ticket: Place) -> None:
         """A request is over; nothing of it stays."""
         if self._tickets.pop(ticket.id, None) is not None:
             self._controller.tell(ev.Finished(request_id=ticket.id))
         if not self._tickets:
             self._quiet.set()
 
-    def whereabouts(self, ticket: _Ticket) -> Whereabouts:
+    async def unanswered(self, ticket: Place) -> None:
+        """The engine hung up on it; see Ticket."""
+        if ticket.by is not None:
+            await self._watchman.make_sure(ticket.by)
+
+    def whereabouts(self, ticket: Place) -> Whereabouts:
         """Where a waiting request is."""
-        before = itertools.takewhile(lambda each: each.id != ticket.id, self._state.waiting)
+        before = itertools.takewhile(lambda each: each.id != ticket.id, self.state.waiting)
         left_s = None
         if self._expected_s is not None and self._loading_since_s is not None:
             left_s = max(0.0, self._expected_s - (time.monotonic() - self._loading_since_s))
         return Whereabouts(position=sum(1 for _ in before), doing=self._doing, expected_s=left_s)
 
-    def swap_for(self, agent: str) -> str | None:
-        """The swap that a request for `agent` waits for now, as `po -> dev`; None when it is there."""
-        resident, swap = self._state.resident, self._state.swap
-        if resident is not None and swap is None and resident.agent == agent:
-            return None
-        left = swap.leaving if swap else resident
-        return f"{left.agent} -> {agent}" if left and left.agent != agent else f"-> {agent}"
-
-    def _state_of(self, name: str) -> AgentState:
-        state = self._state
-        swap = state.swap
-        if swap and swap.leaving and swap.leaving.agent == name and not swap.restoring:
-            if swap.stage is Stage.DRAINING:
-                return AgentState.DRAINING
-            if swap.stage is Stage.STOPPING:
-                return AgentState.STOPPING
-        if state.resident and state.resident.agent == name:
-            return AgentState.FAILED if state.stuck else AgentState.READY
-        coming = swap.leaving.agent if swap and swap.restoring and swap.leaving else None
-        coming = coming or (swap.goal.agent if swap and swap.goal else None)
-        if coming == name:
-            return AgentState.STARTING
-        failed = name in self._absent or self._trust.paused(name, time.monotonic()) is not None
-        return AgentState.FAILED if failed else AgentState.ABSENT
+    def _group(self, agent: str) -> str:
+        """Agents that share an instance are trusted as one."""
+        return self.state.desk.group(agent)
 
 
-class _Ticket:
-    """A Ticket of the keeper's."""
-
-    def __init__(self, keeper: Keeper, id_: str, agent: str) -> None:
-        self.id = id_
-        self.agent = agent
-        self.swap = keeper.swap_for(agent)
-        self.turn: asyncio.Future[Granted] = asyncio.get_running_loop().create_future()
-        self._keeper = keeper
-        self._asked_s = time.monotonic()
-
-    async def granted(self) -> Granted:
-        """Wait for the turn; see Ticket."""
-        try:
-            async with asyncio.timeout_at(self._asked_s + LONGEST_WAIT_S):
-                return await asyncio.shield(self.turn)
-        except TimeoutError:
-            message = f"{self.agent} did not come onto the card within {LONGEST_WAIT_S / 60:.0f} minutes"
-            raise RefusedError(503, "waited_too_long", message, retry_after_s=RETRY_S) from None
-
-    def whereabouts(self) -> Whereabouts:
-        """Where it is; see Ticket."""
-        return self._keeper.whereabouts(self)
-
-    def close(self) -> None:
-        """Over; see Ticket."""
-        self.turn.cancel()
-        if self.turn.done() and not self.turn.cancelled():
-            self.turn.exception()  # seen, whoever did not wait for it
-        self._keeper.closed(self)
-
-
-def _refused(agent: str, message: str, hint: str | None) -> RefusedError:
+def _refused(agent: str, message: str, hint: str | None, retry_after_s: int = RETRY_S) -> RefusedError:
     told = f"{agent} cannot be served: {message}" + (f" ({hint})" if hint else "")
-    return RefusedError(503, "agent_failed", told, retry_after_s=RETRY_S)
+    return RefusedError(503, "agent_failed", told, retry_after_s=retry_after_s)

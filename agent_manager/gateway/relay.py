@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
+from multidict import CIMultiDict
 
 from agent_manager.gateway.replies import EVENT_STREAM, error_event
 from agent_manager.gateway.tickets import RefusedError
@@ -14,6 +15,7 @@ from agent_manager.gateway.upstream import UpstreamGoneError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from agent_manager.gateway.renaming import Renaming
     from agent_manager.gateway.upstream import Answer, Header, Upstream
 
 _HOP_BY_HOP: Final = frozenset(
@@ -54,14 +56,15 @@ class Errand:
 
 def engine_headers(raw: Iterable[Header]) -> tuple[Header, ...]:
     """A client's headers, without what is between it and us."""
-    kept = tuple((name, value) for name, value in raw if name.lower() not in _OURS)
-    named = {
-        word.strip().lower()
-        for name, value in raw
-        if name.lower() == b"connection"
-        for word in value.split(b",")
-    }
-    return tuple(each for each in kept if each[0].lower() not in named) if named else kept
+    kept: list[Header] = []
+    named: set[bytes] = set()
+    for header in raw:
+        name = header[0].lower()
+        if name not in _OURS:
+            kept.append(header)
+        elif name == b"connection":
+            named.update(word.strip().lower() for word in header[1].split(b","))
+    return tuple(each for each in kept if each[0].lower() not in named) if named else tuple(kept)
 
 
 async def ask(upstream: Upstream, errand: Errand) -> Answer:
@@ -72,11 +75,12 @@ async def ask(upstream: Upstream, errand: Errand) -> Answer:
 
 
 async def pass_on(
-    request: web.BaseRequest, answer: Answer, more: Mapping[str, str]
+    request: web.BaseRequest, answer: Answer, more: Mapping[str, str], renaming: Renaming | None = None
 ) -> tuple[web.StreamResponse, int]:
     """The engine's answer as it is, status, headers and body, with `more` headers; and its status.
 
-    An answer that breaks off ends an event stream with an error event, and any other in the middle.
+    Only the name in it may be another (`renaming`). An answer that breaks off ends an event stream with an error
+    event, and any other in the middle.
     """
     headers = [
         (name.decode("latin-1"), value.decode("latin-1"))
@@ -85,22 +89,27 @@ async def pass_on(
     ]
     headers += more.items()
     if answer.complete:  # short answers, which are most: one write
-        whole = web.Response(status=answer.status, body=await answer.piece(), headers=_multi(headers))
-        return whole, answer.status
-    response = web.StreamResponse(status=answer.status, headers=_multi(headers))
+        body = await answer.piece()
+        if renaming is not None:
+            body = renaming.feed(body) + renaming.end()
+        return web.Response(status=answer.status, body=body, headers=CIMultiDict(headers)), answer.status
+    response = web.StreamResponse(status=answer.status, headers=CIMultiDict(headers))
     length = next((value for name, value in answer.headers if name.lower() == b"content-length"), None)
-    if length is not None:
+    if length is not None and renaming is None:
         response.content_length = int(length)
     await response.prepare(request)
-    await body_into(response, answer)
+    await body_into(response, answer, renaming)
     return response, answer.status
 
 
-async def body_into(response: web.StreamResponse, answer: Answer) -> None:
+async def body_into(response: web.StreamResponse, answer: Answer, renaming: Renaming | None = None) -> None:
     """Copy what comes. An event stream that breaks off is ended with an error event; another one raises."""
     try:
         while piece := await answer.piece():
-            await response.write(piece)
+            if passed := renaming.feed(piece) if renaming else piece:
+                await response.write(passed)
+        if renaming and (passed := renaming.end()):
+            await response.write(passed)
     except UpstreamGoneError as gone:
         if not response.content_type.startswith(EVENT_STREAM):
             raise
@@ -111,9 +120,3 @@ async def body_into(response: web.StreamResponse, answer: Answer) -> None:
 def broken_off(gone: UpstreamGoneError) -> RefusedError:
     """What a client is told of an engine that went away."""
     return RefusedError(502, "engine_gone", f"{gone}; 'agent-manager logs' says why", retry_after_s=5)
-
-
-def _multi(headers: list[tuple[str, str]]) -> Mapping[str, str]:
-    from multidict import CIMultiDict  # noqa: PLC0415 - aiohttp's own
-
-    return CIMultiDict(headers)

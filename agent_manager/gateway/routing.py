@@ -102,6 +102,16 @@ def route(method: str, path: str, *, door: str | None) -> Own | ToAgent:
         return Own(path)
     if path.startswith("/v1/models/") and method == "GET":
         return Own("/v1/models", path.removeprefix("/v1/models/"))
+    to = _to_agent(path, door)
+    if to is None:
+        raise RefusedError(404, "not_found", f"there is no {path[:100]} here")
+    methods = _methods(to.path)
+    if method not in methods:
+        raise RefusedError(405, "method_not_allowed", f"{path[:100]} takes {' or '.join(methods)}")
+    return to
+
+
+def _to_agent(path: str, door: str | None) -> ToAgent | None:
     if path in ENGINE_PATHS:
         return ToAgent(path, door)
     if path.startswith(_RESPONSES) and door is not None and _is_response(path.removeprefix(_RESPONSES)):
@@ -110,10 +120,17 @@ def route(method: str, path: str, *, door: str | None) -> Own | ToAgent:
         agent, slash, rest = path.removeprefix(_UPSTREAM).partition("/")
         if slash + rest in UPSTREAM_PATHS:
             return ToAgent(slash + rest, agent)
-    raise RefusedError(404, "not_found", f"there is no {path[:100]} here")
+    return None
+
+
+def _methods(path: str) -> tuple[str, ...]:
+    """How an engine is asked at `path`."""
+    if path in ENGINE_PATHS or path.endswith("/cancel"):
+        return ("POST",)
+    return ("GET", "DELETE") if path.startswith(_RESPONSES) else ("GET",)
 
 
 def _is_response(rest: str) -> bool:
     """`ID` or `ID/cancel` of a stored response."""
-    name, _, verb = rest.partition("/")
-    return bool(name) and set(name) <= _ID and verb in ("", "cancel")
+    name, slash, verb = rest.partition("/")
+    return bool(name) and set(name) <= _ID and slash + verb in ("", "/cancel")

@@ -7,55 +7,50 @@ unless it holds an agent's door itself. It ends in order: doors closed, running 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from aiohttp import web
-
 from agent_manager.diagnosis.patterns import diagnose
-from agent_manager.errors import AgentManagerError, HostNotReady, UsageError
+from agent_manager.gateway.control import Control
 from agent_manager.gateway.counts import Counts
+from agent_manager.gateway.crew import gather, guard_of, names_of
+from agent_manager.gateway.doors import Doors, raise_file_limit
 from agent_manager.gateway.front import Front
-from agent_manager.gateway.guard import Guard
+from agent_manager.gateway.hangups import hang_ups
 from agent_manager.gateway.keeper import Keeper
-from agent_manager.gateway.routing import Names
+from agent_manager.gateway.manners import manners_of
+from agent_manager.gateway.steward import Ears, Steward
 from agent_manager.runtimes.kept_logs import kept_logs, read_kept
-from agent_manager.runtimes.ports import require_free
 from agent_manager.swap import events as ev
-from agent_manager.swap.controller import Controller, as_error, occupant_of
-from agent_manager.swap.desk import Desk
-from agent_manager.swap.history import StartHistory
-from agent_manager.swap.lock import own_card
-from agent_manager.swap.machine import State, following
+from agent_manager.swap.card import State, following
+from agent_manager.swap.controller import as_error, occupant_of
+from agent_manager.swap.history import StartHistory, remember_swap
+from agent_manager.swap.keep import LastingController
+from agent_manager.swap.lock import GATEWAY, own_card
 from agent_manager.swap.notices import Remark
 from agent_manager.swap.observe import LOG_LINES, find
-from agent_manager.swap.operations import newcomer_of
-from agent_manager.swap.prepare import prepare
-from agent_manager.swap.schedule import Settings
+from agent_manager.swap.remote import SOCKET
 from agent_manager.swap.takeover import take_over
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import Callable, Mapping
 
-    from agent_manager.catalog.agents import Catalog, Gateway
-    from agent_manager.swap.host import Host
+    from agent_manager.gateway.crew import Crew
+    from agent_manager.runtimes.base import Exit
+    from agent_manager.swap.host import Host, Interrupts
     from agent_manager.swap.lock import CardLock
     from agent_manager.swap.notices import Listener, Notice
-    from agent_manager.swap.prepare import Prepared
     from agent_manager.swap.takeover import Takeover
 
 DRAIN_TIMEOUT_S: Final = 300.0
 """How long requests that run may still take when another agent's turn has come."""
 CLOSING_S: Final = 30.0
 """How long they may take when the gateway ends."""
-CLIENT_IDLE_S: Final = 75.0
-"""How long a client's connection may idle: nginx's default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Doors:
+class Addresses:
     """Where the gateway listens: `port` for all, and each agent's own."""
 
     host: str
@@ -64,158 +59,120 @@ class Doors:
     simulated: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Crew:
-    """The agents that can be served, and why the others cannot."""
-
-    ready: Mapping[str, Prepared]
-    absent: Mapping[str, AgentManagerError]
-
-    @property
-    def any(self) -> Prepared:
-        """One of them: engine and card are the same for all."""
-        return next(iter(self.ready.values()))
-
-
 async def serve(
-    host: Host, *, listener: Listener, opened: Callable[[Doors], None], wait_s: float = 0.0
+    host: Host, *, listener: Listener, opened: Callable[[Addresses], None], wait_s: float = 0.0
 ) -> None:
-    """Serve until interrupted; `opened` is called once clients can come.
+    """Serve until interrupted; `opened` is called once clients can come. A hang-up reads the catalog anew.
 
     Raises what keeps every agent from being served, CardBusy, PortInUse, and UsageError for a key that is not where
     the catalog says.
     """
-    host = replace(host, behind_gateway=True)
+    host, ears = replace(host, behind_gateway=True), Ears(listener)
     settings = host.catalog.gateway
-    guard = Guard(key=_key(settings, host.environ), origins=frozenset(settings.origins))
-    crew = await _crew(host, listener)
-    doors = Doors(
-        host=settings.host,
-        port=settings.port,
-        agents={name: agent.port for name, agent in host.catalog.agents.items()},
-        simulated=crew.any.engine.simulated,
-    )
-    async with own_card(host.state, crew.any.card.id, verb="serve", kind="gateway", wait_s=wait_s) as lock:
+    raise_file_limit()
+    guard = guard_of(host, listener)
+    crew = await gather(host, listener)
+    card = crew.any.spec.card
+    async with own_card(host.state, card, verb="serve", kind=GATEWAY, wait_s=wait_s) as lock:
         counts = Counts()
-        keeper, first = await _keeper(host, crew, lock, counts, listener)
+        keeper, first = await _keeper(host, crew, lock, counts, ears.tell)
         front = Front(
-            names=_names(host.catalog),
+            names=names_of(host.catalog),
+            manners=manners_of(host.catalog),
             doorkeeper=keeper,
             guard=guard,
             counts=counts,
             include_usage=settings.include_usage,
         )
-        await _keep(host, keeper, first, doors, front, opened)
+        async with Doors(settings.host, front.door, guard) as doors:
+            steward = Steward(host=host, crew=crew, keeper=keeper, front=front, doors=doors, ears=ears)
+            gateway = _Gateway(keeper=keeper, front=front, doors=doors, steward=steward)
+            async with Control(host.state.card(card) / SOCKET, steward, keeper) as control:
+                await gateway.keep(host.interrupts, first, control, lambda: opened(_addresses(host, crew)))
 
 
-async def _keep(
-    host: Host,
-    keeper: Keeper,
-    first: ev.Event | ev.AwaitReady | None,
-    doors: Doors,
-    front: Front,
-    opened: Callable[[Doors], None],
-) -> None:
-    interrupted = asyncio.Event()
-    host.interrupts.subscribe(interrupted.set)
-    keeping = asyncio.create_task(keeper.run(first))
-    waiting = asyncio.create_task(interrupted.wait())
-    try:
-        async with _open(doors, front):
-            opened(doors)
-            await asyncio.wait((keeping, waiting), return_when=asyncio.FIRST_COMPLETED)
-            keeper.close()
-        host.interrupts.subscribe(None)  # a second interrupt ends it at once
-        if not keeping.done():
-            await keeper.leave(CLOSING_S)
-        else:
-            keeping.result()
-    finally:
-        host.interrupts.subscribe(None)
-        front.close()
-        for task in (keeping, waiting):
-            task.cancel()
-        await asyncio.gather(keeping, waiting, return_exceptions=True)
+def _addresses(host: Host, crew: Crew) -> Addresses:
+    settings = host.catalog.gateway
+    return Addresses(
+        host=settings.host,
+        port=settings.port,
+        agents={name: agent.port for name, agent in host.catalog.agents.items()},
+        simulated=crew.any.draft.engine.simulated,
+    )
 
 
-@contextlib.asynccontextmanager
-async def _open(doors: Doors, front: Front) -> AsyncIterator[None]:
-    """Listen on every port; leaving closes them and lets what runs finish. Raises PortInUse."""
-    listening: dict[int, str | None] = {doors.port: None}
-    listening |= {port: name for name, port in doors.agents.items()}
-    runners: list[web.ServerRunner] = []
-    try:
-        for port, agent in listening.items():
-            require_free(port)
-            server = web.Server(front.door(agent), handler_cancellation=True, keepalive_timeout=CLIENT_IDLE_S)
-            runner = web.ServerRunner(server, shutdown_timeout=CLOSING_S)
-            runners.append(runner)
-            await runner.setup()
-            await web.TCPSite(runner, doors.host, port).start()
-        yield
-    finally:
-        await asyncio.gather(*(runner.cleanup() for runner in runners))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Gateway:
+    """What runs while the card is owned."""
 
+    keeper: Keeper
+    front: Front
+    doors: Doors
+    steward: Steward
 
-def _names(catalog: Catalog) -> Names:
-    agents = catalog.agents
-    return Names(agents.values(), {alias: agent.name for agent in agents.values() for alias in agent.aliases})
-
-
-def _key(settings: Gateway, environ: Mapping[str, str]) -> str | None:
-    """The key that clients must show. Raises UsageError when it is not where the catalog says."""
-    if settings.api_key_env is not None:
-        key, where = environ.get(settings.api_key_env, ""), f"${settings.api_key_env}"
-    elif settings.api_key_file is not None:
-        where = str(settings.api_key_file)
+    async def keep(
+        self,
+        interrupts: Interrupts,
+        first: ev.Event | ev.AwaitReady | None,
+        control: Control,
+        opened: Callable[[], None],
+    ) -> None:
+        """Serve until interrupted, then end in order; a second interrupt cuts what still runs, a third everything."""
+        interrupted = asyncio.Event()
+        interrupts.subscribe(interrupted.set)
+        keeping = asyncio.create_task(self.keeper.run(first))
+        waiting = asyncio.create_task(interrupted.wait())
         try:
-            key = settings.api_key_file.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"the gateway's key cannot be read from {where}: {error}", where=where) from None
-    else:
-        return None
-    if not key.strip():
-        raise UsageError(
-            f"the gateway's key is to be in {where}, and nothing is there",
-            hint="put a long random text there, such as that of 'openssl rand -hex 32'",
-            where=where,
-        )
-    return key.strip()
+            with hang_ups(interrupts, self.steward):
+                await self.doors.turn_to(self.steward.ports)
+                opened()
+                await asyncio.wait((keeping, waiting), return_when=asyncio.FIRST_COMPLETED)
+            self.keeper.close()
+            control.refuse()
+            finished = await self._close_doors(interrupts)
+            if not keeping.done():
+                await self.keeper.leave(CLOSING_S if finished else 0.0, stop=self.steward.stops_at_exit)
+            else:
+                keeping.result()
+        finally:
+            interrupts.subscribe(None)
+            await self.steward.close()
+            self.front.close()
+            for task in (keeping, waiting):
+                task.cancel()
+            await asyncio.gather(keeping, waiting, return_exceptions=True)
 
-
-async def _crew(host: Host, listener: Listener) -> _Crew:
-    """Raises what keeps the first agent from being served when none can be."""
-    ready: dict[str, Prepared] = {}
-    absent: dict[str, AgentManagerError] = {}
-    for name in host.catalog.agents:
+    async def _close_doors(self, interrupts: Interrupts) -> bool:
+        """Let what runs finish, for CLOSING_S at most; False when somebody did not want to wait for that."""
+        hurried = asyncio.Event()
+        interrupts.subscribe(hurried.set)
+        tasks = (asyncio.create_task(self.doors.close(CLOSING_S)), asyncio.create_task(hurried.wait()))
         try:
-            ready[name] = await prepare(host, name, pull=False, listener=listener)
-        except HostNotReady:
-            raise
-        except AgentManagerError as error:
-            absent[name] = error
-            listener(Remark(message=f"{name} cannot be served: {error.message}", warning=True))
-    if not ready:
-        raise next(iter(absent.values()))
-    return _Crew(ready=ready, absent=absent)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            interrupts.subscribe(None)  # the next interrupt ends it at once
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        return not hurried.is_set()
 
 
 async def _keeper(
-    host: Host, crew: _Crew, lock: CardLock, counts: Counts, listener: Listener
+    host: Host, crew: Crew, lock: CardLock, counts: Counts, listener: Listener
 ) -> tuple[Keeper, ev.Event | ev.AwaitReady | None]:
     """The keeper with what was found on the card, and what it begins with."""
-    newcomers = {name: newcomer_of(host, ready) for name, ready in crew.ready.items()}
+    newcomers = crew.newcomers(host)
     wanted = frozenset(newcomer.spec.fingerprint for newcomer in newcomers.values())
-    found = await find(host.runtimes, crew.any.card.id, wanted)
+    found = await find(host.runtimes, crew.any.spec.card, wanted)
     keepers: list[Keeper] = []
 
     def tell(notice: Notice) -> None:
         keepers[0].notice(notice) if keepers else listener(notice)
 
-    controller = Controller(
+    controller = LastingController(
         host=host,
         runtimes=host.runtimes,
-        probe=crew.any.probe,
+        probe=crew.any.draft.probe,
         lock=lock,
         history=StartHistory(host.state),
         listener=tell,
@@ -232,32 +189,36 @@ async def _keeper(
         state=state,
         listener=listener,
         cause_of=partial(_cause_of, host),
+        swapped=partial(remember_swap, host.state, crew.any.spec.card),
     )
     keepers.append(keeper)
     return keeper, first
 
 
-def _cause_of(host: Host, agent: str) -> str:
+def _cause_of(host: Host, agent: str, end: Exit | None) -> str:
     """Why its engine ended by itself, from the log that was kept."""
     kept = kept_logs(host.state.kept_logs(agent))
     tail = [line.text for line in read_kept(kept[0], tail=LOG_LINES, since=None)] if kept else []
-    found = diagnose(tail, exit_code=None, out_of_host_memory=False, stop_requested=False)
+    code, out_of_memory = (end.code, end.out_of_host_memory) if end else (None, False)
+    found = diagnose(tail, exit_code=code, out_of_host_memory=out_of_memory)
     why = found.cause if found else "its engine ended by itself"
     return f"{agent}: {why}; see 'agent-manager logs {agent}'"
 
 
 async def _opening(
-    host: Host, crew: _Crew, taken: Takeover, controller: Controller, listener: Listener
+    host: Host, crew: Crew, taken: Takeover, controller: LastingController, listener: Listener
 ) -> tuple[State, ev.Event | ev.AwaitReady | None]:
     """Where the machine begins. Leftovers are removed, and an engine that holds an agent's own door."""
     for leftover in taken.leftovers:
         await controller.discard(leftover.instance)
-    total_bytes, desk = crew.any.card.total_bytes, _desk(host, crew)
+    total_bytes, desk = crew.any.draft.card.total_bytes, crew.desk(host)
     preload = host.catalog.gateway.preload
     if taken.loading is not None:
         arriving = occupant_of(taken.loading.instance.spec)
         leaving = occupant_of(taken.kept.instance.spec) if taken.kept else None
-        state = following(total_bytes=total_bytes, arriving=arriving, leaving=leaving)
+        state = following(
+            total_bytes=total_bytes, arriving=arriving, leaving=leaving, drain_timeout_s=DRAIN_TIMEOUT_S
+        )
         return replace(state, desk=desk), ev.AwaitReady(occupant=arriving, restoring=False)
     state = State(total_bytes=total_bytes, desk=desk, drain_timeout_s=DRAIN_TIMEOUT_S)
     if taken.resident is not None:
@@ -277,28 +238,5 @@ async def _opening(
                 raise as_error(outcome.reason)
             state = replace(state, resident=None)
             preload = preload or agent
-    goal = _goal(crew, preload)
+    goal = crew.goal(preload)
     return state, ev.Wanted(goal=goal) if goal else None
-
-
-def _desk(host: Host, crew: _Crew) -> Desk:
-    settings = host.catalog.gateway
-    agents = host.catalog.agents.values()
-    starts = StartHistory(host.state)
-    took_s = {name: starts.last(ready.spec) for name, ready in crew.ready.items()}
-    return Desk(
-        settings=Settings(
-            max_wait_s=settings.max_wait_s,
-            keep_alive_s=settings.keep_alive_s,
-            keep_alive_of_s={
-                each.name: each.keep_alive_s for each in agents if each.keep_alive_s is not None
-            },
-        ),
-        default=_goal(crew, settings.default),
-        swap_cost_s={name: start.seconds for name, start in took_s.items() if start is not None},
-    )
-
-
-def _goal(crew: _Crew, agent: str | None) -> ev.Goal | None:
-    ready = crew.ready.get(agent or "")
-    return ev.Goal(agent=ready.agent.name, claim_bytes=ready.spec.claim_bytes) if ready else None

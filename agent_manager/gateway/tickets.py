@@ -60,6 +60,10 @@ class Ticket(Protocol):
         """Wait for one's turn; may be awaited again after it was cancelled. Raises RefusedError."""
         ...
 
+    async def unanswered(self) -> None:
+        """The engine hung up before it answered: return once it is known whether it is there. Then ask again."""
+        ...
+
     def whereabouts(self) -> Whereabouts:
         """Where it is now."""
         ...

@@ -1,7 +1,7 @@
 """Which agents can be relied on: one that failed is not tried again at once, and everybody is told why. Pure.
 
 A swap to an agent that does not start costs the others the card twice, so each failure in a row makes the next
-try later. A crash after a good while is forgiven: the next request starts it again.
+try later. A crash says less than a start that failed for a reason: the first one is forgiven.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final
 FIRST_PAUSE_S: Final = 10.0
 LONGEST_PAUSE_S: Final = 600.0
 GOOD_WHILE_S: Final = 60.0
-"""An engine that served for so long before it crashed was a good one."""
+"""An engine that served for so long before it crashed was a good one: the count begins anew."""
 
 
 @dataclass(slots=True)
@@ -35,14 +35,15 @@ class Trust:
         record.ready_s = now_s
         record.until_s = 0.0
 
-    def failed(self, agent: str, cause: str, now_s: float) -> None:
-        """It did not start, or it crashed."""
+    def failed(self, agent: str, cause: str, now_s: float, *, by_itself: bool) -> None:
+        """It crashed or was killed, or (`by_itself` False) its start ended with a reason that may well last."""
         record = self._records.setdefault(agent, _Record())
-        served_s = 0.0 if record.ready_s is None else now_s - record.ready_s
-        good = record.ready_s is not None and served_s >= GOOD_WHILE_S
-        record.failures = 0 if good else record.failures + 1
+        if record.ready_s is not None and now_s - record.ready_s >= GOOD_WHILE_S:
+            record.failures = 0
+        record.failures += 1
         record.cause, record.ready_s = cause, None
-        pause_s = FIRST_PAUSE_S * 2 ** (record.failures - 1) if record.failures else 0.0
+        doublings = record.failures - (2 if by_itself else 1)
+        pause_s = FIRST_PAUSE_S * 2.0 ** min(doublings, 10) if doublings >= 0 else 0.0
         record.until_s = now_s + min(pause_s, LONGEST_PAUSE_S)
 
     def forgiven(self, agent: str) -> None:

@@ -26,6 +26,7 @@ PIECES_HELD: Final = 64
 """How many pieces of an answer are held for a client that reads slowly, before the engine has to wait."""
 IDLE_CONNECTIONS: Final = 64
 LARGEST_HEAD_BYTES: Final = 64 << 10
+_FRAMING: Final = (b"content-length", b"transfer-encoding")
 
 
 class UpstreamGoneError(Exception):
@@ -213,12 +214,15 @@ class _Connection(asyncio.Protocol):
         self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if not self.complete and self.status and not exc:
-            # An answer without a length ends with its connection.
+        if not self.complete and self.status and not exc and not self._framed():
+            # An answer without a length ends with its connection; any other has been cut short.
             with contextlib.suppress(httptools.HttpParserError):
                 self._parser.feed_data(b"")
         self._lost = self._lost or exc or ConnectionError("connection closed")
         self._wake()
+
+    def _framed(self) -> bool:
+        return any(name.lower() in _FRAMING for name, _ in self.headers)
 
     # --- httptools ----------------------------------------------------------------------------------------
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 class InstanceSpec:
     """All it takes to start an engine, and to start the same one again.
 
-    `id` is `<agent>-<8 hex digits>`. `env` is added to the little that a runtime passes on by itself.
+    `id` is `<agent>-<8 hex digits>`. `shared_with` are agents that it serves beside `agent`, under the gateway.
+    `env` is added to the little that a runtime passes on by itself.
     The engine listens on 127.0.0.1:`engine_port`; the runtime publishes it on 127.0.0.1:`agent_port` as well,
     unless that is None (a gateway listens there). `claim_bytes` is the memory of the card it will take.
     `document` is the compose document of an engine that runs in a container, None for a process.
@@ -31,6 +32,7 @@ class InstanceSpec:
     id: str
     agent: str
     engine: str
+    shared_with: tuple[str, ...] = ()
     model: str
     card: str
     claim_bytes: int
@@ -39,6 +41,17 @@ class InstanceSpec:
     engine_port: int
     agent_port: int | None
     document: Mapping[str, Any] | None = None
+
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Any]) -> InstanceSpec:
+        """The spec that was written as JSON. Raises KeyError, TypeError or ValueError for anything else."""
+        lists = {"argv": tuple(facts["argv"]), "shared_with": tuple(facts.get("shared_with", ()))}
+        return cls(**{**facts, **lists})
+
+    @property
+    def agents(self) -> tuple[str, ...]:
+        """All agents that it serves."""
+        return (self.agent, *self.shared_with)
 
     @property
     def fingerprint(self) -> str:

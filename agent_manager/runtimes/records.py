@@ -84,8 +84,7 @@ class Record:
             return None
         try:
             facts = found["spec"]
-            spec = InstanceSpec(**{**facts, "argv": tuple(facts["argv"])})
-            return spec, int(found["created_ns"])
+            return InstanceSpec.from_facts(facts), int(found["created_ns"])
         except (KeyError, TypeError, ValueError) as error:
             raise UnreadableError(self.folder / SPEC_RECORD) from error
 

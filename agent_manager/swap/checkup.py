@@ -7,6 +7,7 @@ end; only the container that tries the GPU is always waited for, and removed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,6 +34,7 @@ from agent_manager.errors import AgentManagerError, CheckpointUnusable, DoesNotF
 from agent_manager.planning.support import caveat, unsupported
 from agent_manager.runtimes.base import InstanceState
 from agent_manager.swap.docker_checkup import DockerLook, look_at_docker
+from agent_manager.swap.lock import GATEWAY, read_owner
 from agent_manager.swap.prepare import fit_of
 from agent_manager.swap.reference import DEFAULT_ENGINE
 from agent_manager.swap.surroundings import disk_of, leftovers, port_facts, system_facts
@@ -158,8 +160,18 @@ async def _ports(
     host: Host, docker: asyncio.Task[DockerLook], ours: asyncio.Task[_Ours]
 ) -> tuple[PortFacts, ...] | Trouble:
     agents = tuple(host.catalog.agents.values())
-    look = partial(port_facts, agents, (await ours).ports, (await docker).published)
+    mine = (await ours).ports | _gateway_ports(host)
+    look = partial(port_facts, agents, mine, (await docker).published)
     return await within("the ports", look)
+
+
+def _gateway_ports(host: Host) -> frozenset[int]:
+    """The agents' ports, while a gateway of ours listens there."""
+    with contextlib.suppress(OSError):  # nothing was ever run here
+        owners = (read_owner(host.state, folder.name) for folder in host.state.cards.iterdir())
+        if any(owner and owner.kind == GATEWAY for owner in owners):
+            return frozenset(agent.port for agent in host.catalog.agents.values())
+    return frozenset()
 
 
 async def _leftovers(host: Host, ours: asyncio.Task[_Ours]) -> Leftovers | Trouble:

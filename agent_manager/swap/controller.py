@@ -15,22 +15,23 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from agent_manager.engines.client import EngineClient
 from agent_manager.engines.figures import FigureReader
-from agent_manager.errors import AgentManagerError, MemoryHeld, OperationFailed
+from agent_manager.errors import AgentManagerError, OperationFailed
 from agent_manager.runtimes.base import Instance, InstanceState
 from agent_manager.runtimes.kept_logs import keep_log
 from agent_manager.swap import events as ev
-from agent_manager.swap.machine import State, step
+from agent_manager.swap.machine import step
 from agent_manager.swap.notices import Remark, Step, StepBegan
 from agent_manager.swap.readiness import LoadWatch
+from agent_manager.swap.waits import drained, until_free
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from agent_manager.gpu.base import Card, GpuProbe
+    from agent_manager.gpu.base import GpuProbe
     from agent_manager.planning.base import Measured
     from agent_manager.runtimes.base import InstanceSpec, Runtime
+    from agent_manager.swap.card import State
     from agent_manager.swap.history import StartHistory
     from agent_manager.swap.host import Host
     from agent_manager.swap.lock import CardLock
@@ -40,8 +41,6 @@ STOP_GRACE_S = 45.0
 """vLLM gets `--shutdown-timeout 30` to finish what it has; the rest is for its workers to end."""
 MEMORY_TIMEOUT_S = 60.0
 STALL_TIMEOUT_S = 900.0
-MEMORY_POLL_S = 0.05
-DRAIN_POLL_S = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +59,7 @@ class Newcomer:
 
 
 class Controller:
-    """Takes one card through one swap (`run`), or through as many as requests want (`keep`).
+    """Takes one card through one swap; `keep.py` goes on from there.
 
     `newcomers` are the agents that may be wanted, by name. `known` are the instances found on the card, by id.
     """
@@ -89,7 +88,6 @@ class Controller:
         self._known = dict(known or {})
         self._events: asyncio.Queue[tuple[asyncio.Task[None] | None, ev.Event]] = asyncio.Queue()
         self._slow: asyncio.Task[None] | None = None
-        self._wake: asyncio.TimerHandle | None = None
         self._spawned_at: dict[str, float] = {}
         self.ready_after_s: float | None = None
 
@@ -117,58 +115,9 @@ class Controller:
             self._host.interrupts.subscribe(None)
             await self._abandon()
 
-    async def keep(
-        self, state: State, first: ev.Event | ev.AwaitReady | None, hear: Callable[[State, ev.Effect], None]
-    ) -> None:
-        """Perform what the machine decides, swap after swap, until cancelled.
-
-        `first` as in `run`; further events come through `tell`. `hear` is called with each effect after it was
-        performed, and the state that it led to; it must not block.
-        """
-        if isinstance(first, ev.AwaitReady):
-            await self._perform(first)
-        elif first is not None:
-            self.tell(first)
-        watch = _ResidentWatch(self)
-        try:
-            while True:
-                source, event = await self._events.get()
-                if source is not None and source is not self._slow:
-                    continue
-                state, effects = step(state, event, time.monotonic())
-                # An end that was asked for is no crash.
-                watch.follow(None if state.swap else state.resident)
-                for effect in effects:
-                    await self._perform(effect)
-                    if isinstance(effect, ev.Wake):
-                        self._wake_at(effect.at_s)
-                    elif isinstance(effect, ev.Finish):
-                        with contextlib.suppress(OSError):
-                            self._lock.tell()  # nothing is being done any more
-                    hear(state, effect)
-        finally:
-            watch.follow(None)
-            if self._wake is not None:
-                self._wake.cancel()
-            await self._abandon()
-
-    def _wake_at(self, at_s: float) -> None:
-        if self._wake is not None:
-            self._wake.cancel()
-        # The event loop's clock is time.monotonic.
-        self._wake = asyncio.get_running_loop().call_at(at_s, self.tell, ev.Due())
-
     def tell(self, event: ev.Event) -> None:
-        """Something happened: a request came or ended, somebody wants something. Never blocks."""
+        """Something happened. Never blocks."""
         self._events.put_nowait((None, event))
-
-    async def ended(self, occupant: ev.Occupant) -> None:
-        """Wait until the instance is gone, whoever ended it."""
-        await self._runtime(occupant.instance_id).wait(occupant.instance_id)
-
-    async def kill(self, occupant: ev.Occupant) -> None:
-        """End an instance that does not answer any more."""
-        await self._runtime(occupant.instance_id).stop(occupant.instance_id, grace_s=0)
 
     async def discard(self, instance: Instance) -> None:
         """Kill and remove what an earlier operation left behind; its log is kept. Blocks until it is gone."""
@@ -197,8 +146,8 @@ class Controller:
             case ev.AwaitMemory():
                 self._spawn(partial(self._await_memory, effect), lambda error: ev.MemoryHeld(reason=error))
             case ev.Start(agent=agent):
-                self._begin(Step.STARTING, agent)
                 spec = self._new_instance(agent)
+                self._begin(Step.STARTING, spec.agent)
                 self._spawn(
                     partial(self._start, spec),
                     lambda error: ev.StartFailed(reason=error, instance_id=spec.id),
@@ -245,24 +194,13 @@ class Controller:
         self._listener(StepBegan(step=what, agent=agent, expected_s=expected_s, restoring=restoring))
 
     async def _drain(self, effect: ev.Drain) -> ev.Event:
-        id_, spec = effect.occupant.instance_id, self._spec(effect.occupant.instance_id)
-        client, deadline = EngineClient(spec.engine_port), time.monotonic() + effect.timeout_s
-        ended = asyncio.ensure_future(self._runtime(id_).wait(id_))
-        told = False
-        try:
-            while not ended.done() and time.monotonic() < deadline:
-                load = await client.load()
-                if load is not None and load.running + load.waiting == 0:
-                    return ev.Drained(instance_id=id_)
-                if load is not None and not told:
-                    told = True
-                    count = load.running + load.waiting
-                    requests = "1 request" if count == 1 else f"{count} requests"
-                    self._listener(Remark(message=f"{spec.agent} finishes {requests} first"))
-                await asyncio.wait((ended,), timeout=DRAIN_POLL_S)
-        finally:
-            ended.cancel()
-            await asyncio.gather(ended, return_exceptions=True)
+        id_ = effect.occupant.instance_id
+
+        def say(text: str) -> None:
+            self._listener(Remark(message=text))
+
+        if await drained(self._runtime(id_), self._spec(id_), timeout_s=effect.timeout_s, say=say):
+            return ev.Drained(instance_id=id_)
         return ev.DrainExpired(instance_id=id_)
 
     async def _stop(self, effect: ev.Stop) -> ev.Event:
@@ -272,21 +210,18 @@ class Controller:
 
     async def _await_memory(self, effect: ev.AwaitMemory) -> ev.Event:
         needed = effect.claim_bytes if effect.restoring else self._newcomers[effect.agent].start_bytes
-        deadline, told = time.monotonic() + self._memory_timeout_s, False
-        while True:
-            card = await asyncio.to_thread(self._probe.read)
-            if card.free_bytes >= needed:
-                return ev.MemoryFree()
-            if time.monotonic() >= deadline:
-                return ev.MemoryHeld(reason=_memory_held(effect.agent, needed, card))
-            if not told:
-                told = True
-                self._begin(Step.WAITING_FOR_MEMORY, effect.agent, restoring=effect.restoring)
-                self._listener(Remark(message=_who_holds(card)))
-            await asyncio.sleep(MEMORY_POLL_S)
+
+        def begun(held: str) -> None:
+            self._begin(Step.WAITING_FOR_MEMORY, effect.agent, restoring=effect.restoring)
+            self._listener(Remark(message=held))
+
+        timeout_s = self._memory_timeout_s
+        await until_free(self._probe, effect.agent, needed, timeout_s=timeout_s, begun=begun)
+        return ev.MemoryFree()
 
     def _new_instance(self, agent: str) -> InstanceSpec:
-        return replace(self._newcomers[agent].spec, id=f"{agent}-{secrets.token_hex(4)}")
+        spec = self._newcomers[agent].spec  # of its group: another agent of that may be its first
+        return replace(spec, id=f"{spec.agent}-{secrets.token_hex(4)}")
 
     async def _start(self, spec: InstanceSpec) -> ev.Event:
         runtime = self._runtimes[self._newcomers[spec.agent].runtime]
@@ -332,7 +267,8 @@ class Controller:
             return  # it was never recorded
         runtime = self._runtimes[instance.runtime]
         try:
-            await keep_log(runtime, instance_id, self._host.state.kept_logs(instance.spec.agent))
+            for agent in instance.spec.agents:
+                await keep_log(runtime, instance_id, self._host.state.kept_logs(agent))
         except AgentManagerError as error:
             self._warn(f"the log of {instance.spec.agent} is not kept: {error.message}")
         try:
@@ -350,53 +286,25 @@ class Controller:
         return self._known[instance_id].spec
 
 
-class _ResidentWatch:
-    """Tells the controller when the one that serves ends by itself."""
-
-    def __init__(self, controller: Controller) -> None:
-        self._controller = controller
-        self._resident: ev.Occupant | None = None
-        self._task: asyncio.Task[None] | None = None
-
-    def follow(self, resident: ev.Occupant | None) -> None:
-        """Watch this one from now on, None nobody."""
-        if resident == self._resident:
-            return
-        self._resident = resident
-        if self._task is not None:
-            self._task.cancel()
-        self._task = asyncio.create_task(self._wait(resident)) if resident else None
-
-    async def _wait(self, resident: ev.Occupant) -> None:
-        await self._controller.ended(resident)
-        self._controller.tell(ev.Exited(instance_id=resident.instance_id))
-
-
 def occupant_of(spec: InstanceSpec) -> ev.Occupant:
     """An instance, as the machine sees it."""
-    return ev.Occupant(instance_id=spec.id, agent=spec.agent, claim_bytes=spec.claim_bytes)
+    return ev.Occupant(
+        instance_id=spec.id,
+        agent=spec.agent,
+        claim_bytes=spec.claim_bytes,
+        fingerprint=spec.fingerprint,
+    )
 
 
 def as_error(reason: object) -> AgentManagerError:
     """What an effect reported, as an error to show."""
     if isinstance(reason, AgentManagerError):
         return reason
+    if isinstance(reason, str):  # the machine's own words
+        return OperationFailed(reason)
     failed = OperationFailed(
         f"internal error: {type(reason).__name__}: {reason}",
         hint="run it again with -v and report what it says",
     )
     failed.__cause__ = reason if isinstance(reason, BaseException) else None
     return failed
-
-
-def _who_holds(card: Card) -> str:
-    holders = ", ".join(f"{holder.name} (pid {holder.pid})" for holder in card.holders) or "nobody who shows"
-    return f"{card.free_bytes / 2**30:.2f} of {card.total_bytes / 2**30:.2f} GiB are free; held by {holders}"
-
-
-def _memory_held(agent: str, needed_bytes: int, card: Card) -> MemoryHeld:
-    return MemoryHeld(
-        f"{agent} needs {needed_bytes / 2**30:.2f} GiB free on {card.id}: {_who_holds(card)}",
-        hint="end what holds it, or lower gpu_memory_utilization and context in the catalog",
-        where=f"agents.{agent}",
-    )

@@ -7,6 +7,7 @@ what happened into the view that `schedule.decide` wants, and what was decided i
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from agent_manager.swap.events import Goal, Request
@@ -16,6 +17,7 @@ from agent_manager.swap.schedule import Resident, Settings, Stay, View, decide
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from agent_manager.swap.events import Renewed
     from agent_manager.swap.schedule import Decision
 
 
@@ -102,6 +104,21 @@ class Desk:
         others = tuple(request for request in self.waiting if request.group != group)
         return _quieted(replace(self, waiting=others), those, now_s), those
 
+    def renewed(self, event: Renewed, now_s: float) -> tuple[Desk, tuple[Request, ...]]:
+        """Other settings: the desk with them, and the requests for agents that are not served any more."""
+        gone = tuple(request for request in self.waiting if request.agent not in event.claims)
+        desk = replace(
+            _quieted(
+                replace(self, waiting=tuple(each for each in self.waiting if each not in gone)), gone, now_s
+            ),
+            settings=event.settings,
+            group_of=event.group_of,
+            default=event.default,
+        )
+        stamped = partial(_stamped, desk, event.claims)
+        waiting, running = tuple(map(stamped, desk.waiting)), tuple(map(stamped, desk.running))
+        return replace(desk, waiting=waiting, running=running), gone
+
     def took_over(self, agent: str, now_s: float, swap_cost_s: float | None) -> Desk:
         """The agent is on the card and serves; `swap_cost_s` is what that took, None if it says nothing."""
         costs_s = self.swap_cost_s
@@ -143,6 +160,12 @@ class Desk:
             last_request_s=self.last_request_s,
             gaps_s=self.rhythms.get(group, _NOTHING_KNOWN).gaps_s,
         )
+
+
+def _stamped(desk: Desk, claims: Mapping[str, int], request: Request) -> Request:
+    """The request with the group and the claim that its agent has now."""
+    claim_bytes = claims.get(request.agent, request.claim_bytes)
+    return replace(request, group=desk.group(request.agent), claim_bytes=claim_bytes)
 
 
 def _quieted(desk: Desk, ended: Sequence[Request], now_s: float) -> Desk:

@@ -7,18 +7,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from agent_manager.swap.schedule import Waiting
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from agent_manager.swap.schedule import Settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Occupant:
-    """An instance, as far as the card is concerned: `claim_bytes` is the memory it takes while it runs."""
+    """An instance, as far as the card is concerned: `claim_bytes` is the memory it takes while it runs.
+
+    `fingerprint` says what runs: two instances with one fingerprint are the same engine with the same settings.
+    """
 
     instance_id: str
     agent: str
     claim_bytes: int
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,13 +62,15 @@ class Result(StrEnum):
 class Outcome:
     """The end of a swap: what was wanted (None: an empty card), and who is on the card now (None: nobody).
 
-    `reason` is what the failing effect reported; the machine passes it on without looking at it.
+    `reason` is what the failing effect reported; the machine passes it on without looking at it. `wish` is that
+    of the `Wanted` which it answers, None for what nobody asked for by name.
     """
 
     result: Result
     goal: Goal | None
     resident: Occupant | None
     reason: object | None = None
+    wish: str | None = None
 
 
 # --- events -----------------------------------------------------------------------------------------------
@@ -67,11 +78,15 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """The card should have `goal` and nothing else. `replace_same`: even if that agent is there already."""
+    """The card should have `goal` and nothing else. `replace_same`: even if that agent is there already.
+
+    `wish` is a name for this one, with which its end is told.
+    """
 
     goal: Goal | None
     drain_timeout_s: float = 60.0
     replace_same: bool = False
+    wish: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,12 +195,31 @@ class Exited:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interrupted:
-    """The user wants out."""
+    """The user wants out: of the swap that this `wish` began, None of whichever is under way."""
+
+    wish: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Renewed:
+    """The settings are other ones from now on; `settings`, `group_of` and `default` are as in `Desk`.
+
+    `claims` are the agents that can be served, and the memory each takes; requests for others are refused with
+    what `refusals` says of them. `current` are the fingerprints of engines with these settings; any other serves
+    nobody any more, and leaves the card as soon as its requests are over.
+    """
+
+    settings: Settings
+    group_of: Mapping[str, str]
+    default: Goal | None
+    claims: Mapping[str, int]
+    refusals: Mapping[str, object]
+    current: frozenset[str]
 
 
 Event: TypeAlias = (  # fmt: skip
-    Wanted | Arrived | Finished | Cancelled | Due | Exited | Interrupted | Drained | DrainExpired | Stopped
-    | StopFailed | MemoryFree | MemoryHeld | Started | StartFailed | Ready | LoadFailed
+    Wanted | Arrived | Finished | Cancelled | Due | Exited | Interrupted | Renewed | Drained | DrainExpired
+    | Stopped | StopFailed | MemoryFree | MemoryHeld | Started | StartFailed | Ready | LoadFailed
 )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from agent_manager.state import write_atomically
@@ -95,3 +95,9 @@ class SwapHistory:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             facts = [{**asdict(each), "at": each.at.isoformat()} for each in swaps]
             write_atomically(self._path, json.dumps(facts, indent=1))
+
+
+def remember_swap(state: StateDir, card: str, arrived: str, left: str | None, seconds: float) -> None:
+    """A swap was done now. Never raises."""
+    sample = SwapSample(at=datetime.now(UTC), arrived=arrived, left=left, seconds=round(seconds, 3))
+    SwapHistory(state, card).record(sample)

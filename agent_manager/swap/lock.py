@@ -130,7 +130,7 @@ def _busy(state: StateDir, card: str) -> CardBusy:
     who = f"'{owner.verb}' (pid {owner.pid})" if owner else "another process"
     hint = "wait for it to finish, or give --wait 60 to wait up to a minute"
     if owner and owner.kind == GATEWAY:
-        hint = f"the gateway swaps by itself when an agent is asked; 'kill {owner.pid}' ends it"
+        hint = f"it swaps by itself when an agent is asked for; 'kill {owner.pid}' ends it"
     return CardBusy(f"card {card} is owned by {who}", hint=hint, where=card)
 
 

@@ -13,11 +13,10 @@ An event that does not belong to the present stage comes too late to matter and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
-from typing import TYPE_CHECKING, TypeAlias
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from agent_manager.swap.desk import Desk
+from agent_manager.swap.card import Stage, State, Step, Swap
 from agent_manager.swap.events import (
     Abandon,
     Arrived,
@@ -33,7 +32,6 @@ from agent_manager.swap.events import (
     Exited,
     Finish,
     Finished,
-    Goal,
     Grant,
     Interrupted,
     LoadFailed,
@@ -44,6 +42,7 @@ from agent_manager.swap.events import (
     Ready,
     Reject,
     Remove,
+    Renewed,
     Request,
     Result,
     Start,
@@ -56,97 +55,10 @@ from agent_manager.swap.events import (
     Wake,
     Wanted,
 )
-from agent_manager.swap.schedule import Stay, SwapTo
+from agent_manager.swap.schedule import Cause, Stay, SwapTo
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from agent_manager.swap.schedule import Cause
-
-
-class Stage(StrEnum):
-    """How far a swap is."""
-
-    DRAINING = "draining"
-    STOPPING = "stopping"
-    MAKING_ROOM = "making room"
-    STARTING = "starting"
-    LOADING = "loading"
-    DISCARDING = "discarding"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Swap:
-    """A swap under way. `goal` None empties the card. While `restoring`, the one that left is going back.
-
-    `idle`: the engine reported that nothing runs or waits in it. `drain_until_s`: when the drain time is over.
-    `left_s`: when the card was left, from which on the swap is measured (None: by somebody else). `cause`: why
-    the policy wanted it (None: a user did). `result` is DONE until something goes wrong.
-    """
-
-    goal: Goal | None
-    stage: Stage
-    drain_timeout_s: float
-    cause: Cause | None = None
-    drain_until_s: float = 0.0
-    left_s: float | None = None
-    leaving: Occupant | None = None
-    arriving: Occupant | None = None
-    restoring: bool = False
-    idle: bool = False
-    result: Result = Result.DONE
-    reason: object | None = None
-    interrupts: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class State:
-    """The card. `resident` serves; during a swap it is the one being drained, or already None.
-
-    `stuck`: the resident could not be stopped; it holds its memory and serves nobody. Settled when `swap` is
-    None; then nothing waits but for a resident that the policy keeps until a `Wake`. `now_s` is the latest time
-    that was told.
-    """
-
-    total_bytes: int
-    resident: Occupant | None = None
-    stuck: bool = False
-    swap: Swap | None = None
-    desk: Desk = field(default_factory=Desk)
-    drain_timeout_s: float = 60.0
-    now_s: float = 0.0
-
-    @property
-    def in_flight(self) -> frozenset[str]:
-        """Requests granted to the resident and not finished."""
-        return frozenset(request.id for request in self.desk.running)
-
-    @property
-    def waiting(self) -> tuple[Request, ...]:
-        """Requests not granted yet, oldest first."""
-        return self.desk.waiting
-
-    @property
-    def serving(self) -> str | None:
-        """The agent whose requests the resident takes, unless it is being drained; None: nobody's."""
-        return self.resident.agent if self.resident and not self.stuck else None
-
-    @property
-    def claimed_bytes(self) -> int:
-        """Memory of the card that running instances may take."""
-        claimed = self.resident.claim_bytes if self.resident else 0
-        swap = self.swap
-        if swap and swap.leaving and swap.stage is Stage.STOPPING:
-            claimed += swap.leaving.claim_bytes
-        if swap and swap.stage is Stage.STARTING:
-            claimed += swap.leaving.claim_bytes if swap.restoring and swap.leaving else 0
-            claimed += swap.goal.claim_bytes if swap.goal and not swap.restoring else 0
-        if swap and swap.arriving:
-            claimed += swap.arriving.claim_bytes
-        return claimed
-
-
-Step: TypeAlias = tuple[State, tuple[Effect, ...]]
 
 
 def step(state: State, event: Event, now_s: float = 0.0) -> Step:
@@ -155,37 +67,26 @@ def step(state: State, event: Event, now_s: float = 0.0) -> Step:
     `now_s` is the time at which the event happened, of a clock that never goes back (`time.monotonic`). Who has
     one swap to make and no requests may leave it out.
     """
+    now_s = max(now_s, state.now_s)
+    match event:
+        case Arrived(request=request):
+            return _arrived(state, request, now_s)
+        case Finished(request_id=request_id) | Cancelled(request_id=request_id):
+            return _ended(state, request_id, now_s)
     if now_s > state.now_s:
         state = replace(state, now_s=now_s)
     match event:
         case Wanted():
             return _wanted(state, event)
-        case Arrived(request=request):
-            return _arrived(state, request)
-        case Finished(request_id=request_id) | Cancelled(request_id=request_id):
-            return _ended(state, request_id)
         case Exited(instance_id=instance_id):
             return _exited(state, instance_id)
+        case Renewed():
+            return _renewed(state, event)
         case Due() if state.swap is None:
             return _serve(state)
-    if state.swap is None:
+    if state.swap is None or (isinstance(event, Interrupted) and event.wish not in (None, state.swap.wish)):
         return state, ()
     return _STAGES[state.swap.stage](state, state.swap, event)
-
-
-def following(
-    *, total_bytes: int, arriving: Occupant, leaving: Occupant | None, drain_timeout_s: float = 60.0
-) -> State:
-    """The state in which somebody else's unfinished swap is taken over while its newcomer still loads."""
-    goal = Goal(agent=arriving.agent, claim_bytes=arriving.claim_bytes)
-    swap = Swap(
-        goal=goal,
-        stage=Stage.LOADING,
-        drain_timeout_s=drain_timeout_s,
-        leaving=leaving,
-        arriving=arriving,
-    )
-    return State(total_bytes=total_bytes, swap=swap, drain_timeout_s=drain_timeout_s)
 
 
 # --- what is asked for ------------------------------------------------------------------------------------
@@ -193,21 +94,22 @@ def following(
 
 def _wanted(state: State, event: Wanted, cause: Cause | None = None) -> Step:
     goal, resident = event.goal, state.resident
+    answer = Outcome(result=Result.DONE, goal=goal, resident=resident, wish=event.wish)
     if state.swap is not None:
-        return state, (Finish(outcome=Outcome(result=Result.BUSY, goal=goal, resident=resident)),)
+        return state, (Finish(outcome=replace(answer, result=Result.BUSY)),)
     satisfied = resident is None if goal is None else state.desk.shared(state.serving, goal.agent)
     if satisfied and not (event.replace_same and resident):
-        return state, (Finish(outcome=Outcome(result=Result.DONE, goal=goal, resident=resident)),)
+        return state, (Finish(outcome=answer),)
     if goal is not None and goal.claim_bytes > state.total_bytes:
         reason = f"{goal.agent} takes {goal.claim_bytes} bytes, the card has {state.total_bytes}"
-        failed = Outcome(result=Result.FAILED, goal=goal, resident=resident, reason=reason)
-        return state, (Finish(outcome=failed),)
+        return state, (Finish(outcome=replace(answer, result=Result.FAILED, reason=reason)),)
     swap = Swap(
         goal=goal,
         stage=Stage.DRAINING,
         drain_timeout_s=event.drain_timeout_s,
         drain_until_s=state.now_s + event.drain_timeout_s,
         cause=cause,
+        wish=event.wish,
         leaving=resident,
     )
     if resident is None:
@@ -215,23 +117,43 @@ def _wanted(state: State, event: Wanted, cause: Cause | None = None) -> Step:
     return replace(state, swap=swap), (Drain(occupant=resident, timeout_s=event.drain_timeout_s),)
 
 
-def _arrived(state: State, request: Request) -> Step:
+def _arrived(state: State, request: Request, now_s: float) -> Step:
     if request.claim_bytes > state.total_bytes:
-        return state, (Reject(request_id=request.id, reason=f"{request.agent} does not fit the card"),)
+        reject = Reject(request_id=request.id, reason=f"{request.agent} does not fit the card")
+        return replace(state, now_s=now_s), (reject,)
     granted = state.swap is None and state.desk.shared(state.serving, request.agent)
-    state = replace(state, desk=state.desk.arrived(request, state.now_s, granted=granted))
+    state = replace(state, desk=state.desk.arrived(request, now_s, granted=granted), now_s=now_s)
     if not granted:
         return _serve(state)
     state, effects = _serve(state) if state.waiting else (state, ())
     return state, (Grant(request_id=request.id), *effects)
 
 
-def _ended(state: State, request_id: str) -> Step:
-    desk = state.desk.ended(request_id, state.now_s)
+def _ended(state: State, request_id: str, now_s: float) -> Step:
+    desk = state.desk.ended(request_id, now_s)
     if desk is state.desk:
-        return state, ()
-    state = replace(state, desk=desk)
+        return replace(state, now_s=now_s), ()
+    state = replace(state, desk=desk, now_s=now_s)
     return _serve(state) if state.swap is None else _stop_when_idle(state)
+
+
+def _renewed(state: State, event: Renewed) -> Step:
+    desk, refused = state.desk.renewed(event, state.now_s)
+    state, swap = replace(state, desk=desk, current=event.current), state.swap
+    rejects = [
+        Reject(request_id=request.id, reason=event.refusals.get(request.agent, "it is not served any more"))
+        for request in refused
+    ]
+    effects: tuple[Effect, ...] = ()
+    if swap is None:
+        state, effects = _serve(state)
+    elif swap.goal and swap.goal.agent not in event.claims and not _being_undone(swap):
+        state, effects = _STAGES[swap.stage](state, swap, Interrupted())
+    return state, (*rejects, *effects)
+
+
+def _being_undone(swap: Swap) -> bool:
+    return swap.restoring or swap.stage is Stage.DISCARDING
 
 
 def _serve(state: State) -> Step:
@@ -242,11 +164,12 @@ def _serve(state: State) -> Step:
     state = replace(state, desk=desk) if mine else state
     grants = tuple(Grant(request_id=request.id) for request in mine)
     decision = desk.decide(state.now_s, state.serving, state.total_bytes)
-    if isinstance(decision, Stay):
+    if isinstance(decision, Stay) and (not state.outdated or state.stuck or desk.running):
         return state, grants if decision.until_s is None else (*grants, Wake(at_s=decision.until_s))
     goal = desk.goal(decision.group) if isinstance(decision, SwapTo) else None
+    cause = Cause.OUTDATED if isinstance(decision, Stay) or state.outdated else decision.cause
     wanted = Wanted(goal=goal, drain_timeout_s=state.drain_timeout_s)
-    state, more = _wanted(state, wanted, decision.cause)
+    state, more = _wanted(state, wanted, cause)
     return state, (*grants, *more)
 
 
@@ -440,7 +363,7 @@ def _interrupted(swap: Swap) -> Swap:
 
 def _undo(state: State, swap: Swap) -> Step:
     """Put back the one that left, unless that was being done already or the user wants out for good."""
-    if swap.leaving is None or swap.restoring or swap.interrupts > 1:
+    if swap.leaving is None or swap.restoring or swap.interrupts > 1 or state.is_outdated(swap.leaving):
         return _settle(state, swap)
     # The interrupt that brought it here is answered by this; the next one is for what goes back.
     return _make_room(state, replace(swap, restoring=True, interrupts=0))
@@ -451,7 +374,9 @@ def _settle(state: State, swap: Swap) -> Step:
     effects: list[Effect] = []
     if swap.leaving and swap.leaving != state.resident:
         effects.append(Remove(instance_id=swap.leaving.instance_id))
-    outcome = Outcome(result=swap.result, goal=swap.goal, resident=state.resident, reason=swap.reason)
+    outcome = Outcome(
+        result=swap.result, goal=swap.goal, resident=state.resident, reason=swap.reason, wish=swap.wish
+    )
     effects.append(Finish(outcome=outcome))
     desk = state.desk
     if swap.result is not Result.DONE and swap.goal and not desk.shared(swap.goal.agent, state.serving):

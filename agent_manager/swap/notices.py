@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from agent_manager.checkpoints.progress import FileProgress
+    from agent_manager.checkpoints.fetching.progress import FileProgress
     from agent_manager.engines.base import Phase
     from agent_manager.gpu.base import Card
     from agent_manager.planning.base import Fit
@@ -108,6 +108,16 @@ class StopResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReloadResult:
+    """The gateway has read its catalog anew: agents that came, went, or are served with other settings."""
+
+    catalog: str
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    changed: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedStep:
     """One operation that would be done, and why: `drain po: it is on the card that dev needs`."""
 
@@ -166,6 +176,9 @@ class AgentStatus:
     phase: str | None = None
     cause: str | None = None
     """Why it failed, for FAILED."""
+    requests_running: int | None = None
+    requests_waiting: int | None = None
+    """Its requests at the gateway, under one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from agent_manager.engines.client import EngineClient
-from agent_manager.errors import AgentManagerError, Interrupted, NotRunning
+from agent_manager.errors import AgentManagerError, Interrupted, NoGpu, NotRunning
 from agent_manager.runtimes.ports import require_free
 from agent_manager.swap import events as ev
+from agent_manager.swap.card import State, following
 from agent_manager.swap.controller import MEMORY_TIMEOUT_S, Controller, Newcomer, as_error, occupant_of
 from agent_manager.swap.footprints import Footprints, ran_with
-from agent_manager.swap.history import StartHistory, SwapHistory
+from agent_manager.swap.history import StartHistory, remember_swap
 from agent_manager.swap.lock import own_card
-from agent_manager.swap.machine import State, following
 from agent_manager.swap.notices import LaunchPlan, LaunchResult, PlannedStep, Remark, StopResult
 from agent_manager.swap.observe import find, instances
-from agent_manager.swap.prepare import Draft, Prepared, draft, finish, prepare, probe_of
-from agent_manager.swap.stats import SwapSample
+from agent_manager.swap.prepare import Draft, Prepared, choose_engine, draft, finish, prepare, probe_of
+from agent_manager.swap.remote import gateways
 from agent_manager.swap.takeover import Found, Takeover, runs, take_over
 
 if TYPE_CHECKING:
@@ -27,9 +27,11 @@ if TYPE_CHECKING:
 
     from agent_manager.planning.base import Measured
     from agent_manager.runtimes.base import Instance
-    from agent_manager.swap.host import Host
+    from agent_manager.state import StateDir
+    from agent_manager.swap.host import Host, Interrupts
     from agent_manager.swap.lock import CardLock
-    from agent_manager.swap.notices import Listener
+    from agent_manager.swap.notices import Listener, ReloadResult
+    from agent_manager.swap.remote import Gateway
 
 DRAIN_TIMEOUT_S = 60.0
 CANARY_TIMEOUT_S = 30.0
@@ -50,11 +52,22 @@ async def launch(  # noqa: PLR0913 - the options of the verb
 
     `again` starts it anew even if it serves already. Raises DoesNotFit, HostNotReady or CheckpointUnusable
     before anything is touched; CardBusy; EngineFailed or MemoryHeld after the swap was undone; Interrupted.
+    Under a gateway, it is the gateway that does it.
     """
+    gateway = await _gateway_of(host)
+    if gateway is not None:
+        return await gateway.launch(
+            agent,
+            listener=listener,
+            interrupts=host.interrupts,
+            pull=pull,
+            drain_timeout_s=drain_timeout_s,
+            again=again,
+        )
     ready = await prepare(host, agent, pull=pull, listener=listener)
     verb = f"{'restart' if again else 'launch'} {agent}"
-    async with own_card(host.state, ready.card.id, verb=verb, wait_s=wait_s) as lock:
-        found = await find(host.runtimes, ready.card.id, {ready.spec.fingerprint})
+    async with own_card(host.state, ready.spec.card, verb=verb, wait_s=wait_s) as lock:
+        found = await find(host.runtimes, ready.spec.card, {ready.spec.fingerprint})
         _check_ports(ready, found)
         taken = take_over(found)
         resident = taken.resident
@@ -66,9 +79,11 @@ async def launch(  # noqa: PLR0913 - the options of the verb
         began = time.monotonic()
         outcome = await controller.run(state, first)
         if outcome.result is not ev.Result.DONE or outcome.resident is None:
-            raise _undone(outcome, listener)
+            raise undone(outcome, listener)
         if controller.ready_after_s is not None:
-            _remember(host, ready, resident, time.monotonic() - began)
+            left = resident.instance.spec.agent if resident else None
+            took_s = time.monotonic() - began
+            remember_swap(host.state, ready.spec.card, ready.spec.agent, left, took_s)
         return _launched(ready, taken, outcome.resident, controller.ready_after_s, already=answers)
 
 
@@ -88,7 +103,9 @@ async def restart(
 
 async def plan_launch(host: Host, agent: str) -> LaunchPlan:
     """What `launch` would do now, in order, each with its cause. Touches nothing; raises as `prepare` does."""
-    drafted = await draft(host, host.catalog.agent(agent))
+    host = replace(host, behind_gateway=await _gateway_of(host) is not None)
+    wanted_agent = host.catalog.joint(agent) if host.behind_gateway else host.catalog.agent(agent)
+    drafted = await draft(host, wanted_agent)
     ready = finish(drafted, drafted.fit) if drafted.fit else None
     wanted = {ready.spec.fingerprint} if ready else ()
     taken = take_over(await find(host.runtimes, drafted.card.id, wanted))
@@ -139,12 +156,13 @@ async def stop(
     """Drain, stop and remove the named agents; without names, whatever there is on any card.
 
     Raises NotRunning when a named agent is not there, or nothing is (unless `everything`), before anything is
-    touched; AgentUnknown for a name that is neither in the catalog nor running; CardBusy.
+    touched; AgentUnknown for a name that is neither in the catalog nor running; CardBusy. Under a gateway, it is
+    the gateway that does it, and requests bring them back.
     """
     there, notes = await instances(host.runtimes)
     for note in notes:
         listener(Remark(message=note, warning=True))
-    present = {instance.spec.agent for instance in there}
+    present = {name for instance in there for name in instance.spec.agents}
     for name in agents:
         if name not in present:
             host.catalog.agent(name)
@@ -154,11 +172,42 @@ async def stop(
     if not there and not everything:
         raise NotRunning("nothing is running", hint="'agent-manager launch AGENT' puts one on the card")
     stopped: list[str] = []
-    for card in sorted({each.spec.card for each in there if not agents or each.spec.agent in agents}):
-        verb = " ".join(("stop", *agents))
+    owners, verb = gateways(host.state), " ".join(("stop", *agents))
+    for card in sorted({each.spec.card for each in there if _is_of(each, agents)}):
+        if card in owners:
+            stopped += await owners[card].stop(
+                agents, listener=listener, interrupts=host.interrupts, drain_timeout_s=drain_timeout_s
+            )
+            continue
         async with own_card(host.state, card, verb=verb, wait_s=wait_s, unannounced=True) as lock:
             stopped += await _empty(host, card, agents, lock, listener, drain_timeout_s)
     return StopResult(stopped=tuple(dict.fromkeys(stopped)))
+
+
+async def _gateway_of(host: Host) -> Gateway | None:
+    """The gateway that owns the card which the host's engine lives on; None when none does.
+
+    Where nobody chose an engine and there is no GPU, a gateway is the choice that was made already. Raises as
+    choose_engine does.
+    """
+    running = gateways(host.state)
+    if not running:
+        return None
+    try:
+        _, _, card = await choose_engine(host)
+    except NoGpu:
+        if (host.engine or host.catalog.engine) is not None or len(running) > 1:
+            raise
+        return next(iter(running.values()))
+    return running.get(card.id)
+
+
+async def reload(state: StateDir, *, listener: Listener, interrupts: Interrupts) -> tuple[ReloadResult, ...]:
+    """Have every gateway that runs here read its catalog anew. Raises NotRunning when none does; CatalogInvalid."""
+    running = gateways(state)
+    if not running:
+        raise NotRunning("no gateway runs here", hint="'agent-manager serve' starts one")
+    return tuple([await each.reload(listener=listener, interrupts=interrupts) for each in running.values()])
 
 
 async def _empty(
@@ -166,7 +215,7 @@ async def _empty(
 ) -> list[str]:
     # Looked at again: another operation may have had the card while we waited for it.
     found = await find(host.runtimes, card)
-    found = tuple(each for each in found if not agents or each.instance.spec.agent in agents)
+    found = tuple(each for each in found if _is_of(each.instance, agents))
     taken = take_over(found)
     probe = probe_of(host, found[0].instance.spec.engine) if found else None
     if probe is None:
@@ -189,9 +238,14 @@ async def _empty(
         wanted = ev.Wanted(goal=None, drain_timeout_s=drain_timeout_s)
         outcome = await controller.run(state, wanted)
         if outcome.result is not ev.Result.DONE:
-            raise _undone(outcome, listener)
+            raise undone(outcome, listener)
         stopped.append(occupant.agent)
     return stopped
+
+
+def _is_of(instance: Instance, agents: Sequence[str]) -> bool:
+    """Whether it serves one of the agents; without any, all are meant."""
+    return not agents or not set(agents).isdisjoint(instance.spec.agents)
 
 
 def _controller(
@@ -200,11 +254,11 @@ def _controller(
     return Controller(
         host=host,
         runtimes=host.runtimes,
-        probe=ready.probe,
+        probe=ready.draft.probe,
         lock=lock,
         history=StartHistory(host.state),
         listener=listener,
-        newcomers={ready.agent.name: newcomer_of(host, ready)},
+        newcomers={ready.spec.agent: newcomer_of(host, ready)},
         memory_timeout_s=timeout_s,
         known=_known(found),
     )
@@ -214,23 +268,23 @@ def newcomer_of(host: Host, ready: Prepared) -> Newcomer:
     """What the controller has to know to put it on the card."""
     return Newcomer(
         spec=ready.spec,
-        runtime=ready.runtime.name,
+        runtime=ready.draft.runtime.name,
         start_bytes=ready.fit.start_bytes,
-        stall_timeout_s=ready.settings.stall_timeout_s,
-        measured=None if ready.engine.simulated else partial(_record, host, ready),
+        stall_timeout_s=ready.draft.settings.stall_timeout_s,
+        measured=None if ready.draft.engine.simulated else partial(_record, host, ready),
     )
 
 
 def _record(host: Host, ready: Prepared, said: Measured) -> None:
     """Keep what the engine's log said of its memory, for the next plan."""
-    Footprints(host.state).record(ready.setup, ran_with(said, ready.agent, ready.fit))
+    Footprints(host.state).record(ready.draft.setup, ran_with(said, ready.draft.agent, ready.fit))
 
 
 def _opening(
     ready: Prepared, taken: Takeover, drain_timeout_s: float, *, replace_same: bool
 ) -> tuple[State, ev.Event | ev.AwaitReady]:
     """Where the machine begins: at the load that is followed, or with what serves and what is wanted."""
-    total_bytes = ready.card.total_bytes
+    total_bytes = ready.draft.card.total_bytes
     if taken.loading is not None:
         arriving = occupant_of(taken.loading.instance.spec)
         leaving = occupant_of(taken.kept.instance.spec) if taken.kept else None
@@ -239,7 +293,7 @@ def _opening(
         )
         return state, ev.AwaitReady(occupant=arriving, restoring=False)
     resident = occupant_of(taken.resident.instance.spec) if taken.resident else None
-    goal = ev.Goal(agent=ready.agent.name, claim_bytes=ready.spec.claim_bytes)
+    goal = ev.Goal(agent=ready.spec.agent, claim_bytes=ready.spec.claim_bytes)
     wanted = ev.Wanted(goal=goal, drain_timeout_s=drain_timeout_s, replace_same=replace_same)
     return State(total_bytes=total_bytes, resident=resident), wanted
 
@@ -249,31 +303,21 @@ def _launched(
 ) -> LaunchResult:
     left = taken.resident.instance.spec.agent if taken.resident and not already else None
     return LaunchResult(
-        agent=ready.agent.name,
+        agent=ready.spec.agent,
         instance_id=now.instance_id,
-        base_url=f"http://localhost:{ready.agent.port}/v1",
-        engine=ready.engine.name,
-        runtime=ready.runtime.name,
-        model=ready.agent.model.name,
-        card=ready.card.id,
-        simulated=ready.engine.simulated,
+        base_url=f"http://localhost:{ready.draft.agent.port}/v1",
+        engine=ready.spec.engine,
+        runtime=ready.draft.runtime.name,
+        model=ready.spec.model,
+        card=ready.spec.card,
+        simulated=ready.draft.engine.simulated,
         ready_after_s=ready_after_s,
-        replaced=(left,) if left and left != ready.agent.name else (),
+        replaced=(left,) if left and left != ready.spec.agent else (),
         already_running=already,
     )
 
 
-def _remember(host: Host, ready: Prepared, resident: Found | None, took_s: float) -> None:
-    swap = SwapSample(
-        at=datetime.now(UTC),
-        arrived=ready.agent.name,
-        left=resident.instance.spec.agent if resident else None,
-        seconds=round(took_s, 3),
-    )
-    SwapHistory(host.state, ready.card.id).record(swap)
-
-
-def _undone(outcome: ev.Outcome, listener: Listener) -> AgentManagerError:
+def undone(outcome: ev.Outcome, listener: Listener) -> AgentManagerError:
     """The error that ended the swap, and a word on who is on the card now."""
     resident, goal = outcome.resident, outcome.goal
     now = f"{resident.agent} is on the card" if resident else "the card is empty"
@@ -302,5 +346,5 @@ def _check_ports(ready: Prepared, found: Sequence[Found]) -> None:
     """Refuse before anything is touched if somebody outside this card listens where the agent should."""
     ours = {each.instance.spec.engine_port for each in found if runs(each)}
     ours |= {each.instance.spec.agent_port or 0 for each in found if runs(each)}
-    for port in {ready.agent.port, ready.agent.engine_port} - ours:
+    for port in {ready.draft.agent.port, ready.spec.engine_port} - ours:
         require_free(port)

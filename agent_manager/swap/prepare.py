@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from agent_manager.checkpoints.disk import Missing, facts_of, hub_cache_from, locate
+from agent_manager.checkpoints.disk import Missing, facts_at, hub_cache_from, locate
 from agent_manager.compose import command_line, here, render
 from agent_manager.engines.base import CardKind, Source
 from agent_manager.engines.registry import engine_named
@@ -63,26 +63,24 @@ class Draft:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """An agent that can be started. `spec.id` is still open: the controller gives one to each start."""
+    """What comes of a draft that fits: an engine that can be started.
 
-    agent: Agent
-    engine: Engine
-    settings: EngineSettings
-    runtime: Runtime
-    probe: GpuProbe
-    card: Card
+    `spec.id` is still open: the controller gives one to each start.
+    """
+
+    draft: Draft
     fit: Fit
-    setup: Setup
     spec: InstanceSpec
 
 
 async def prepare(host: Host, name: str, *, pull: bool, listener: Listener) -> Prepared:
     """Make sure of everything that must be true before `name` goes on its card; pulls its checkpoint if `pull`.
 
-    Fetches the engine's image too, where it runs in a container. Raises AgentUnknown, NoGpu, HostNotReady,
-    DoesNotFit, CheckpointUnusable or DownloadFailed.
+    Behind a gateway, agents that can share an instance get one for them all. Fetches the engine's image too, where
+    it runs in a container. Raises AgentUnknown, NoGpu, HostNotReady, DoesNotFit, CheckpointUnusable or
+    DownloadFailed.
     """
-    agent = host.catalog.agent(name)
+    agent = host.catalog.joint(name) if host.behind_gateway else host.catalog.agent(name)
     drafted = await draft(host, agent)
     if drafted.missing is not None:
         if not pull:
@@ -97,7 +95,7 @@ async def prepare(host: Host, name: str, *, pull: bool, listener: Listener) -> P
         reason = drafted.missing.reason if drafted.missing else "nothing is known of it"
         raise CheckpointUnusable(f"model {agent.model.name}: {reason}", where=f"models.{agent.model.name}")
     ready = finish(drafted, drafted.fit)
-    await ready.runtime.provide(ready.spec, fetch=pull, tell=_Fetched(listener).tell)
+    await drafted.runtime.provide(ready.spec, fetch=pull, tell=_Fetched(listener).tell)
     return ready
 
 
@@ -111,7 +109,7 @@ async def draft(host: Host, agent: Agent) -> Draft:
     settings, model = host.catalog.engines[engine.name], agent.model
     cache = hub_cache_from(host.environ)
     place = await asyncio.to_thread(locate, model, hub_cache=cache)
-    facts = await asyncio.to_thread(facts_of, model, hub_cache=cache)
+    facts = await asyncio.to_thread(facts_at, place, model)
     missing = place if isinstance(place, Missing) and not engine.simulated else None
     revision = place.revision
     source = (
@@ -153,6 +151,7 @@ def finish(drafted: Draft, fit: Fit) -> Prepared:
     spec = InstanceSpec(
         id=agent.name,
         agent=agent.name,
+        shared_with=agent.shared_with,
         engine=engine.name,
         model=agent.model.name,
         card=card.id,
@@ -163,17 +162,7 @@ def finish(drafted: Draft, fit: Fit) -> Prepared:
         agent_port=None if drafted.behind_gateway else agent.port,
         document=document,
     )
-    return Prepared(
-        agent=agent,
-        engine=engine,
-        settings=drafted.settings,
-        runtime=drafted.runtime,
-        probe=drafted.probe,
-        card=card,
-        fit=fit,
-        setup=drafted.setup,
-        spec=spec,
-    )
+    return Prepared(draft=drafted, fit=fit, spec=spec)
 
 
 def _pinned(engine: Engine, card: Card) -> dict[str, str]:

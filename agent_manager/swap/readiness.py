@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import time
 from collections import deque
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 from agent_manager.diagnosis.patterns import diagnose
 from agent_manager.engines.client import EngineClient
 from agent_manager.engines.phases import READY, PhaseTracker
-from agent_manager.errors import EngineFailed
+from agent_manager.errors import EngineFailed, EngineKilled
 from agent_manager.swap.notices import LoadProgress, Step, StepBegan
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ PROBES = 3
 """One unanswered probe of a busy engine means nothing; a port that refuses is asked as often in no time."""
 ENDING_S = 5.0
 """How long an engine that broke off an answer may take to be gone; the shim gives its workers 2 s."""
+_KILLED = 128 + signal.SIGKILL
 READ_UP_S = 1.0
 """How far behind an engine that answers its log may be read."""
 
@@ -132,9 +134,9 @@ class LoadWatch:
         self._listener(StepBegan(step=Step.CHECKING, agent=self._spec.agent))
         names = await self._names()
         port = self._spec.engine_port
-        if self._spec.agent not in names:
+        if not set(self._spec.agents) <= set(names):
             raise EngineFailed(
-                f"port {port} serves {', '.join(names) or 'no model'}, not {self._spec.agent}",
+                f"port {port} serves {', '.join(names) or 'no model'}, not {' and '.join(self._spec.agents)}",
                 hint=f"another engine answers there: find it with 'ss -ltnp sport = :{port}'",
                 where=f"agents.{self._spec.agent}.port",
             )
@@ -179,6 +181,7 @@ def engine_failed(spec: InstanceSpec, lines: Iterable[str], end: Exit) -> Engine
             hint=f"run it by hand: {spec.argv[0]} …; 'agent-manager launch {spec.agent} --dry-run' shows how",
             where=f"agents.{spec.agent}",
         )
-    return EngineFailed(
-        f"{spec.agent} did not start: {found.cause}", hint=found.remedy, where=f"agents.{spec.agent}"
-    )
+    # With something in its log it was more than the kill, or the kernel did it for a reason.
+    killed = end.code == _KILLED and not end.out_of_host_memory and found.evidence is None
+    kind = EngineKilled if killed else EngineFailed
+    return kind(f"{spec.agent} did not start: {found.cause}", hint=found.remedy, where=f"agents.{spec.agent}")

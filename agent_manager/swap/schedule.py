@@ -131,6 +131,7 @@ class Cause(StrEnum):
     LULL = "nothing was asked of the resident"
     OVERDUE = "somebody had waited long enough"
     IDLE = "idle for its keep-alive"
+    OUTDATED = "its settings changed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from agent_manager.diagnosis.patterns import diagnose
@@ -16,6 +17,7 @@ from agent_manager.swap.lock import read_owner
 from agent_manager.swap.notices import AgentState, AgentStatus, Owner, StatusReport, Step
 from agent_manager.swap.observe import Observed, instances, observe
 from agent_manager.swap.prepare import probe_of
+from agent_manager.swap.remote import gateways
 from agent_manager.swap.takeover import Life
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from agent_manager.catalog.agents import Agent
     from agent_manager.runtimes.base import Instance, LogLine
     from agent_manager.swap.host import Host
+    from agent_manager.swap.remote import Queue
 
 _TRANSITIONS = {Step.DRAINING.value: AgentState.DRAINING, Step.STOPPING.value: AgentState.STOPPING}
 
@@ -33,11 +36,13 @@ async def report(host: Host) -> StatusReport:
     """Read everything now; bounded by one health request for each running instance."""
     found, notes = await instances(host.runtimes)
     shown = {name: _of_agent(name, found) for name in host.catalog.agents}
-    present = [instance for instance in shown.values() if instance is not None]
+    # One instance may stand for several agents.
+    present = list({instance.spec.id: instance for instance in shown.values() if instance}.values())
     observed = await asyncio.gather(
         *(observe(host.runtimes[instance.runtime], instance) for instance in present)
     )
-    by_agent = {each.instance.spec.agent: each for each in observed}
+    seen = {each.instance.spec.id: each for each in observed}
+    by_agent = {name: seen[instance.spec.id] for name, instance in shown.items() if instance}
     running = [each for each in present if each.state is InstanceState.RUNNING]
     card, owner = None, None
     for instance in running[:1]:
@@ -45,9 +50,9 @@ async def report(host: Host) -> StatusReport:
             card = await asyncio.to_thread(probe_of(host, instance.spec.engine).read)
     for name in _cards(host, present):
         owner = owner or read_owner(host.state, name)
-    history = StartHistory(host.state)
+    history, queues = StartHistory(host.state), await _queues(host)
     agents = tuple(
-        _status(host, agent, by_agent.get(name), owner, history)
+        _at_gateway(_status(host, agent, by_agent.get(name), owner, history), queues.get(name))
         for name, agent in host.catalog.agents.items()
     )
     return StatusReport(card=card, owner=owner, agents=agents, notes=notes)
@@ -81,7 +86,7 @@ async def agent_logs(
 
 def _of_agent(name: str, found: Sequence[Instance]) -> Instance | None:
     """The instance that stands for an agent: one that runs, else the newest."""
-    mine = [instance for instance in found if instance.spec.agent == name]
+    mine = [instance for instance in found if name in instance.spec.agents]
     running = [instance for instance in mine if instance.state is InstanceState.RUNNING]
     return next(reversed(running or mine), None)
 
@@ -131,16 +136,37 @@ def _status(
     )
 
 
+async def _queues(host: Host) -> dict[str, Queue]:
+    """What the gateways that run here say of their agents."""
+    told = await asyncio.gather(*(each.queues() for each in gateways(host.state).values()))
+    return {name: queue for queues in told for name, queue in (queues or {}).items()}
+
+
+def _at_gateway(status: AgentStatus, queue: Queue | None) -> AgentStatus:
+    """The status under a gateway: it answers for every agent, on the card or not, and knows why it does not."""
+    if queue is None:
+        return status
+    failed = queue.trouble is not None and status.state is AgentState.ABSENT
+    return replace(
+        status,
+        state=AgentState.FAILED if failed else status.state,
+        cause=queue.trouble if failed else status.cause,
+        base_url=f"http://localhost:{status.port}/v1",
+        requests_running=queue.running,
+        requests_waiting=queue.waiting,
+    )
+
+
 def _state(agent: Agent, seen: Observed | None, owner: Owner | None) -> tuple[AgentState, str | None]:
     if seen is None:
         return AgentState.ABSENT, None
     if seen.life is Life.OVER:
         return _ended(agent, seen)
-    if owner and owner.agent == agent.name and owner.step in _TRANSITIONS:
+    if owner and owner.agent in seen.instance.spec.agents and owner.step in _TRANSITIONS:
         return _TRANSITIONS[owner.step], None
     if seen.life is Life.SERVING:
         # It may answer /health already while its launch still waits for a completion.
-        checking = owner and owner.agent == agent.name and owner.step == Step.LOADING.value
+        checking = owner and owner.agent in seen.instance.spec.agents and owner.step == Step.LOADING.value
         return AgentState.STARTING if checking else AgentState.READY, None
     if seen.life is Life.BROKEN:
         return AgentState.FAILED, "it runs and does not answer; 'agent-manager restart' replaces it"

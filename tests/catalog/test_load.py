@@ -129,6 +129,59 @@ gateway:
     assert load(SMALL).agent("dev").keep_alive_s is None
 
 
+def test_a_system_prompt_is_text_and_a_profile_may_change_it(load: Load) -> None:
+    text = (
+        SMALL.replace("4k}", "4k, system: 'You plan.'}")
+        + """\
+  po:
+    model: tiny
+    port: 8002
+    context: 4k
+    system: |
+      You are ${env:WHO}.
+      Be brief.
+profiles:
+  plain: {agents: {po: {system: Hello.}}}
+"""
+    )
+    catalog = load(text, environ={"WHO": "12"})
+    assert [catalog.agent(name).system for name in ("dev", "po")] == ["You plan.", "You are 12.\nBe brief.\n"]
+    catalog = load(text, environ={"WHO": "12"}, profile="plain")
+    assert [catalog.agent(name).system for name in ("dev", "po")] == ["You plan.", "Hello."]
+    assert load(SMALL).agent("dev").system is None
+
+
+def test_agents_that_one_instance_can_serve(load: Load) -> None:
+    catalog = load(
+        SMALL.replace("4k}", "4k, thinking: true, sampling: {top_p: 0.9}}")
+        + """\
+  po: {model: tiny, port: 8002, context: 4096, aliases: [x], keep_alive: 5m, system: "You decide."}
+  long: {model: tiny, port: 8003, context: 8k, thinking: true}
+  bare: {model: tiny, port: 8004, context: 4k, extra_args: [--seed, "1"]}
+"""
+    )
+    assert [agent.name for agent in catalog.group("po")] == ["dev", "po"]
+    joint = catalog.joint("po")
+    assert (joint, joint.names) == (catalog.joint("dev"), ("dev", "po"))
+    assert (joint.port, joint.sampling, joint.thinking) == (8001, {}, None)
+    for alone in ("long", "bare"):
+        assert catalog.joint(alone) is catalog.agent(alone)
+
+
+@pytest.mark.parametrize("difference", [
+    "model: other", "context: 8k", "sequences: 2", "kv_cache_dtype: fp8", "gpu_memory_utilization: 0.5",
+    "cpu_offload: 1GiB", "eager: true", "extra_args: [--seed, '1']",
+])  # fmt: skip
+def test_whatever_an_engine_is_started_with_tells_agents_apart(load: Load, difference: str) -> None:
+    like = "model: tiny, context: 4k"
+    text = SMALL.replace("agents:", "  other: {repo: a/b}\nagents:") + f"  po: {{port: 8002, {like}}}\n"
+    assert len(load(text).group("po")) == 2
+    key = difference.partition(":")[0]
+    kept = ", ".join(each for each in like.split(", ") if not each.startswith(key))
+    catalog = load(text.replace(f"{{port: 8002, {like}}}", f"{{port: 8002, {kept}, {difference}}}"))
+    assert len(catalog.group("po")) == 1
+
+
 def test_a_name_means_one_agent(problems: Problems) -> None:
     found = problems(
         SMALL.replace("4k}", "4k, aliases: [po, coder]}")

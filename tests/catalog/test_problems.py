@@ -159,6 +159,22 @@ def test_yaml_that_a_catalog_has_no_use_for(problems: Problems, addition: str, m
     assert message in found[0].message
 
 
+@pytest.mark.parametrize(
+    ("system", "message"),
+    [
+        ('"vl\\u200blm"', "holds an invisible character"),
+        ("v" * 70_000, "longer than 65536"),
+        ("12", "quotes"),
+    ],
+)
+def test_even_a_system_prompt_is_text_of_a_sensible_length(
+    problems: Problems, system: str, message: str
+) -> None:
+    (problem,) = problems(SMALL.replace("4k}", f"4k, system: {system}}}"))
+    assert (problem.line, problem.path) == (5, "agents.dev.system")
+    assert message in f"{problem.message} {problem.hint}"
+
+
 def test_a_tab_is_named(problems: Problems) -> None:
     assert problems(SMALL + "\tpo: 1\n")[0].hint == "indent with spaces"
 

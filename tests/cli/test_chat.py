@@ -112,6 +112,16 @@ def test_the_answer_goes_to_stdout_and_nothing_else(program: Program, call: Call
     assert (asked["max_tokens"], asked["temperature"], asked["stream"]) == (7, 0.0, True)
 
 
+def test_an_agents_own_system_prompt_goes_along_unless_another_is_given(program: Program, call: Call) -> None:
+    text = program.catalog.read_text()
+    program.catalog.write_text(text.replace("model: tiny, port", "model: tiny, system: You code., port"))
+    with serving(program, HELLO) as engine:
+        call("chat", "dev", "hi")
+        call("chat", "dev", "hi", "--system", "be kind")
+    prompts = [asked["messages"][0] for asked in engine.heard]
+    assert prompts == [{"role": "system", "content": text} for text in ("You code.", "be kind")]
+
+
 def test_what_is_not_given_is_left_to_the_agent(program: Program, call: Call) -> None:
     with serving(program, HELLO) as engine:
         call("chat", "dev", "hi")

@@ -42,6 +42,12 @@ def vllm_venv(e2e_cache: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def clients_python(e2e_cache: Path) -> Path:
+    """The Python that LangChain and the OpenAI Agents SDK are installed for; runs clients.py."""
+    return prepare.clients_marker(e2e_cache).with_name("bin") / "python"
+
+
+@pytest.fixture(scope="session")
 def tiny_checkpoints(e2e_cache: Path) -> tuple[Path, Path]:
     """Two folders with a tiny Qwen2 each, of different weights; 4096 tokens of context at most."""
     first, second = (e2e_cache / name for name in prepare.CHECKPOINTS)

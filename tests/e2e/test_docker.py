@@ -1,6 +1,6 @@
 """The main job on real vLLM in containers, as a user has it: the built wheel, a Hub cache, the official client.
 
-As with processes, one story is told, since a start takes the better part of a minute on two cores.
+As with processes, few stories are told, since a start takes the better part of a minute on two cores.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.e2e import hub_cache
-from tests.e2e.user import SlowReader, User, refuses
+from tests.e2e.user import SlowReader, User, refuses, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,6 +36,7 @@ models:
 agents:
   e2e-po: {{model: first, port: {po}, context: 512, sequences: 4, eager: true, sampling: {{temperature: 0.5}}}}
   e2e-dev: {{model: second, port: {dev}, context: 512, sequences: 4, eager: true}}
+gateway: {{port: {gateway}}}
 """
 
 
@@ -86,9 +87,11 @@ def user(
         runtime="docker",
         po=free_port(),
         dev=free_port(),
+        gateway=free_port(),
         environ={"DOCKER_HOST": docker_host, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"},
     )
-    (tmp_path / "models.yaml").write_text(CATALOG.format(po=user.po, dev=user.dev, revision=REVISION))
+    catalog = CATALOG.format(po=user.po, dev=user.dev, gateway=user.gateway, revision=REVISION)
+    (tmp_path / "models.yaml").write_text(catalog)
     yield user
     user.run("stop", "--all", "--drain-timeout", "0")
     for agent in (PO, DEV):
@@ -104,9 +107,7 @@ def test_the_main_job_in_containers(user: User, docker: Docker) -> None:
     user.ok("launch", DEV)
     assert stream.tokens() == 300, "a stream that ran when the swap began is finished first"
 
-    answer = user.client(user.dev).completions.create(model=DEV, prompt="def", max_tokens=4)
-    assert answer.usage is not None
-    assert answer.usage.completion_tokens == 4
+    user.completes(DEV, user.dev)
     assert refuses(user.po)
     assert refuses(user.po + 100)
     assert docker.containers() == [f"agent-manager-{DEV}"], "what left is removed once dev answered"
@@ -126,6 +127,21 @@ def test_the_main_job_in_containers(user: User, docker: Docker) -> None:
     assert docker.containers() == []
     assert refuses(user.dev)
     assert user.run("stop").returncode == 5
+
+
+def test_requests_swap_containers_and_survive_one_that_is_killed(user: User, docker: Docker) -> None:
+    with user.serving():
+        assert docker.containers() == []
+        user.completes(PO, user.po)
+        assert docker.containers() == [f"agent-manager-{PO}"]
+        user.completes(DEV, user.gateway)
+        until(lambda: docker.containers() == [f"agent-manager-{DEV}"], "what left is removed")
+
+        docker("kill", f"agent-manager-{DEV}")
+        user.completes(DEV, user.gateway)
+        assert [agent["id"] for agent in user.curl_json("/running")["running"]] == [DEV]
+    assert docker.containers() == []
+    assert refuses(user.gateway)
 
 
 def _compose_sees(docker: Docker, user: User, agent: str) -> None:

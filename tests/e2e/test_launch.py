@@ -40,7 +40,14 @@ def user(
     wheel_cli: Path, vllm_venv: Path, tiny_checkpoints: tuple[Path, Path], tmp_path: Path, free_port: FreePort
 ) -> Iterator[User]:
     first, second = tiny_checkpoints
-    user = User(program=wheel_cli, folder=tmp_path, runtime="process", po=free_port(), dev=free_port())
+    user = User(
+        program=wheel_cli,
+        folder=tmp_path,
+        runtime="process",
+        po=free_port(),
+        dev=free_port(),
+        gateway=free_port(),
+    )
     catalog = CATALOG.format(
         vllm=vllm_venv / "bin" / "vllm", first=first, second=second, po=user.po, dev=user.dev
     )
@@ -57,9 +64,7 @@ def test_the_main_job(user: User) -> None:
     user.ok("launch", "dev")
     assert stream.tokens() == 300, "a stream that ran when the swap began is finished first"
 
-    answer = user.client(user.dev).completions.create(model="dev", prompt="def", max_tokens=4)
-    assert answer.usage is not None
-    assert answer.usage.completion_tokens == 4
+    user.completes("dev", user.dev)
     assert refuses(user.po)
     assert refuses(user.po + 100)
 

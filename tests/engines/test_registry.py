@@ -35,7 +35,9 @@ def test_an_unknown_engine_is_refused_with_the_choices(state: StateDir) -> None:
     assert caught.value.hint == "engines are: vllm, vllm-cpu, simulated"
 
 
-@pytest.mark.parametrize("agent", [AGENT, BARE, replace(AGENT, eager=True, thinking=False)])
+@pytest.mark.parametrize(
+    "agent", [AGENT, BARE, replace(AGENT, eager=True, thinking=False, shared_with=("dev", "po"))]
+)
 def test_the_simulated_engine_understands_what_is_rendered_for_it(agent: Agent, state: StateDir) -> None:
     engine = engine_named("simulated", state)
     fit = replace(FIT, cpu_offload_bytes=GIB // 2)
@@ -44,7 +46,7 @@ def test_the_simulated_engine_understands_what_is_rendered_for_it(agent: Agent, 
 
     assert argv[:4] == (sys.executable, "-P", "-m", "agent_manager.engines.simulated")
     options = parse(argv[4:])
-    assert (options.model, options.names) == (SOURCE.model, (agent.name,))
+    assert (options.model, options.names) == (SOURCE.model, agent.names)
     assert (options.host, options.port) == ("127.0.0.1", 8100)
     assert (options.utilization, options.max_model_len, options.max_num_seqs) == (0.92, 32768, 4)
     assert options.eager is agent.eager
@@ -66,6 +68,16 @@ def test_the_simulated_engine_is_told_how_to_behave(state: StateDir) -> None:
     assert told.faults.crash_after == 3
     assert (told.weights_bytes, told.kv_tokens) == (10 * GIB, 39321)
     assert not any(name.startswith("AGENT_MANAGER_STATE") for name in env)
+
+
+def test_an_instance_that_agents_share_has_the_faults_of_them_all(state: StateDir) -> None:
+    engine = engine_named("simulated", state)
+    settings = replace(SETTINGS, simulation=Simulation(faults={"dev": "oom, hang", "architect": "hang-load"}))
+
+    agent = replace(AGENT, shared_with=("po", "dev"))
+    faults = from_environment(engine.command(agent, FIT, SOURCE, settings, port=8100).env).faults
+
+    assert (faults.oom, faults.hang, faults.hang_load) == (True, True, True)
 
 
 def test_another_agents_fault_and_unknown_figures_are_left_out(state: StateDir) -> None:

@@ -30,6 +30,13 @@ def test_everything_an_agent_says_is_on_the_command_line() -> None:
     )
 
 
+def test_an_instance_that_agents_share_has_all_their_names() -> None:
+    argv = VLLM.command(replace(AGENT, shared_with=("dev", "po")), FIT, SOURCE, SETTINGS, port=8100).argv
+
+    at = argv.index("--served-model-name")
+    assert argv[at + 1 : at + 5] == ("architect", "dev", "po", "--host")
+
+
 def test_what_an_agent_leaves_out_is_left_to_vllm() -> None:
     fit = replace(FIT, kv_cache_dtype="auto", utilization=None)
 

@@ -23,9 +23,10 @@ from tests.checkpoints.weights import TINY_CONFIG, write_checkpoint
 from tests.conftest import kill_engines
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from tests.conftest import FreePort
+    from tests.faults.gateway import Gate
 
 PATIENCE_S = 30.0
 PROGRAM = (sys.executable, "-m", "agent_manager")
@@ -270,6 +271,18 @@ def lab(tmp_path: Path, free_port: FreePort) -> Iterator[Lab]:
             process.kill()
         process.communicate()
     kill_engines(lab.state)
+
+
+@pytest.fixture
+async def gate(lab: Lab, free_port: FreePort) -> AsyncIterator[Gate]:
+    """A gateway before po and dev, and clients as many as one likes; not started yet."""
+    import aiohttp  # noqa: PLC0415 - for the tests of the gateway only
+
+    from tests.faults.gateway import Gate  # noqa: PLC0415 - it imports this module
+
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout()) as session:
+        yield Gate(lab, free_port(), session)
 
 
 @pytest.fixture

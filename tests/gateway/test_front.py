@@ -40,6 +40,9 @@ class Ticket:
     async def granted(self) -> Granted:
         return await asyncio.shield(self.turn)
 
+    async def unanswered(self) -> None:
+        await asyncio.sleep(0)
+
     def whereabouts(self) -> Whereabouts:
         return Whereabouts(position=2, doing="loading po", expected_s=20.4)
 
@@ -98,6 +101,7 @@ async def gate(
     agents = [Agent(name=name, model=model, port=1, context=1, sequences=1) for name in ("dev", "po")]
     made = Front(
         names=Names(agents, {"coder": "dev"}),
+        manners={},
         doorkeeper=door,
         guard=guard or Guard(),
         counts=counts,

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agent_manager.catalog.agents import Agent, Model
-from agent_manager.gateway.routing import Names, Own, ToAgent, route
+from agent_manager.gateway.routing import ENGINE_PATHS, Names, Own, ToAgent, route
 from agent_manager.gateway.tickets import RefusedError
 
+RESPONSE = re.compile(r"/v1/responses/[\w-]+/cancel", re.ASCII)
 SMALL = Model(name="small", repo="Qwen/Small")
 NAMES = Names(
     [
@@ -69,3 +74,49 @@ class TestRoute:
         with pytest.raises(RefusedError) as raised:
             route("GET", "/unload", door=None)
         assert raised.value.status == 405
+
+    @pytest.mark.parametrize(
+        ("method", "path", "takes"),
+        [
+            ("GET", "/v1/chat/completions", "POST"),
+            ("DELETE", "/v1/completions", "POST"),
+            ("GET", "/upstream/dev/tokenize", "POST"),
+            ("POST", "/upstream/dev/load", "GET"),
+            ("HEAD", "/upstream/dev/metrics", "GET"),
+            ("POST", "/v1/responses/resp_1", "GET or DELETE"),
+            ("GET", "/v1/responses/resp_1/cancel", "POST"),
+        ],
+    )
+    def test_an_engine_is_asked_as_it_is_meant_to_be(self, method: str, path: str, takes: str) -> None:
+        with pytest.raises(RefusedError) as raised:
+            route(method, path, door="dev")
+        assert (raised.value.status, raised.value.message) == (405, f"{path} takes {takes}")
+
+    @given(
+        st.lists(
+            st.sampled_from(
+                [
+                    "/",
+                    "..",
+                    ".",
+                    ";",
+                    "%2f",
+                    "%2e",
+                    "\\",
+                    "?",
+                    "sleep",
+                    "v1",
+                    "responses",
+                    "cancel",
+                    "upstream",
+                    "dev",
+                ]
+            )
+        )
+    )
+    def test_what_is_let_through_is_on_the_list_letter_by_letter(self, parts: list[str]) -> None:
+        try:
+            to = route("POST", "/" + "".join(parts), door="dev")
+        except RefusedError:
+            return
+        assert isinstance(to, Own) or to.path in ENGINE_PATHS or RESPONSE.fullmatch(to.path)

@@ -94,7 +94,7 @@ async def engine(talk: Callable[[Wire, Heard], Awaitable[None]]) -> AsyncIterato
 
 
 async def _request(reader: asyncio.StreamReader) -> Heard:
-    head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
     headers = {
         name.lower(): value.strip() for name, _, value in (each.partition(":") for each in head[1:] if each)
     }

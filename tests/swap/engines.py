@@ -25,7 +25,7 @@ class Manners:
 
     `serves_as`: under another name. `healthy`: what /health says. `completes`: False refuses every completion,
     and None dies of one. `requests`: those running; None: no metrics. `deaf_to_models`: how many requests for
-    the names go unanswered first.
+    the names go unanswered first. `hangs`: completions are taken and never answered. `deaf`: nothing is answered.
     """
 
     serves_as: str | None = None
@@ -33,6 +33,8 @@ class Manners:
     completes: bool | None = True
     requests: int | None = 0
     deaf_to_models: int = 0
+    hangs: bool = False
+    deaf: bool = False
 
 
 class ServingRuntime(MemoryRuntime):
@@ -64,7 +66,7 @@ class ServingRuntime(MemoryRuntime):
     def exit(self, instance_id: str, code: int | None, *, out_of_host_memory: bool = False) -> None:
         super().exit(instance_id, code, out_of_host_memory=out_of_host_memory)
         if instance_id in self._servers:
-            self._servers.pop(instance_id).close()
+            _close(self._servers.pop(instance_id))
 
     async def close(self) -> None:
         """End every engine."""
@@ -97,7 +99,10 @@ class ServingRuntime(MemoryRuntime):
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
                 head = await reader.readuntil(b"\r\n\r\n")
-                status, body = self._answer(spec, head.split()[1].decode())
+                path, manners = head.split()[1].decode(), self.manners.get(spec.agent, Manners())
+                if manners.deaf or (manners.hangs and path == "/v1/completions"):
+                    await reader.read()  # until the other side has had enough
+                status, body = self._answer(spec, path)
                 writer.write(f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
                 await writer.drain()
             writer.close()
@@ -115,7 +120,8 @@ class ServingRuntime(MemoryRuntime):
             case "/v1/models" if manners.deaf_to_models:
                 manners.deaf_to_models -= 1
             case "/v1/models":
-                return ok, json.dumps({"data": [{"id": manners.serves_as or spec.agent}]})
+                names = (manners.serves_as,) if manners.serves_as else spec.agents
+                return ok, json.dumps({"data": [{"id": name} for name in names]})
             case "/v1/completions" if manners.completes:
                 self.completed.append(spec.agent)
                 return ok, json.dumps({"choices": [{"text": "Hi"}]})
@@ -124,6 +130,14 @@ class ServingRuntime(MemoryRuntime):
                 self.exit(spec.id, 1)
                 return "", ""
         return unavailable
+
+
+def _close(server: asyncio.Server) -> None:
+    # asyncio (3.11) loses a connection, and leaves it open, that was accepted just before its server is closed.
+    loop = asyncio.get_running_loop()
+    for sock in server.sockets:
+        loop.remove_reader(sock.fileno())
+    loop.call_soon(loop.call_soon, server.close)
 
 
 def tasks() -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from agent_manager.swap.card import State
 from agent_manager.swap.desk import Desk
 from agent_manager.swap.events import (
     Arrived,
@@ -30,7 +31,7 @@ from agent_manager.swap.events import (
     Stopped,
     Wanted,
 )
-from agent_manager.swap.machine import State, step
+from agent_manager.swap.machine import step
 
 CARD_BYTES = 16
 PO = Occupant(instance_id="po-1", agent="po", claim_bytes=6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from agent_manager.swap.card import Stage, State, following
 from agent_manager.swap.events import (
     Abandon,
     Cancelled,
@@ -27,7 +28,6 @@ from agent_manager.swap.events import (
     Stopped,
     Wake,
 )
-from agent_manager.swap.machine import Stage, State, following
 from tests.swap.story import (
     BACK_TO_LOADING,
     BACK_TO_ROOM,

@@ -55,7 +55,7 @@ from tests.swap.story import (
 )
 
 if TYPE_CHECKING:
-    from agent_manager.swap.machine import State
+    from agent_manager.swap.card import State
 
 # --- instances that do not stop ---------------------------------------------------------------------------
 

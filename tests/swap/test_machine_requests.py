@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent_manager.swap.card import State
 from agent_manager.swap.desk import Desk
 from agent_manager.swap.events import (
     Abandon,
@@ -24,7 +25,7 @@ from agent_manager.swap.events import (
     Started,
     Wake,
 )
-from agent_manager.swap.machine import State, step
+from agent_manager.swap.machine import step
 from agent_manager.swap.schedule import Cause, Settings
 from tests.swap.story import (
     CARD_BYTES,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import pytest
 
 from agent_manager.errors import CheckpointUnusable, DockerNotReady, DoesNotFit, NoGpu, UsageError
 from agent_manager.gpu.simulated import CARD_ID, TOTAL_BYTES
+from agent_manager.runtimes.base import InstanceSpec
 from agent_manager.runtimes.docker.runtime import DockerRuntime
 from agent_manager.swap.prepare import choose_engine, choose_runtime, draft, prepare, probe_of
 from tests.checkpoints.weights import TINY_CONFIG, write_checkpoint
@@ -18,6 +21,9 @@ if TYPE_CHECKING:
     from agent_manager.swap.prepare import Draft
 
     from .conftest import Lab
+
+
+ANSWERING = {"--override-generation-config", "--default-chat-template-kwargs"}
 
 
 async def _draft(lab: Lab, **choice: object) -> Draft:
@@ -76,6 +82,38 @@ class TestTheRuntime:
         assert "process" in str(raised.value.hint)
 
 
+class TestAgentsThatShareAnInstance:
+    async def test_behind_a_gateway_they_get_one_and_each_request_says_how_to_answer(
+        self, quick: Lab
+    ) -> None:
+        _answer_differently(quick)
+        host = quick.host(behind_gateway=True)
+        po, dev = [await prepare(host, name, pull=False, listener=quick.listen) for name in ("po", "dev")]
+        assert po.spec == dev.spec
+        assert (po.spec.agent, po.spec.agents) == ("po", ("po", "dev"))
+        assert (po.spec.engine_port, po.spec.agent_port) == (quick.ports["po"] + 100, None)
+        at = po.spec.argv.index("--served-model-name")
+        assert po.spec.argv[at + 1 : at + 3] == ("po", "dev")
+        assert not ANSWERING & set(po.spec.argv)
+        assert InstanceSpec.from_facts(json.loads(json.dumps(asdict(po.spec)))) == po.spec
+
+    async def test_without_a_gateway_each_has_its_own(self, quick: Lab) -> None:
+        _answer_differently(quick)
+        ready = await prepare(quick.host(), "dev", pull=False, listener=quick.listen)
+        assert ready.spec.agents == ("dev",)
+        assert ready.spec.argv.count("--served-model-name") == 1
+        assert set(ready.spec.argv) >= ANSWERING
+
+    async def test_one_by_itself_keeps_its_flags_behind_a_gateway(self, quick: Lab) -> None:
+        _answer_differently(quick)
+        text = quick.catalog_path.read_text()
+        quick.catalog_path.write_text(text.replace("sequences: 4, thinking", "sequences: 2, thinking"))
+        host = quick.host(behind_gateway=True)
+        ready = await prepare(host, "dev", pull=False, listener=quick.listen)
+        assert ready.spec.agents == ("dev",)
+        assert set(ready.spec.argv) >= ANSWERING
+
+
 class TestTheCheckpoint:
     async def test_the_simulated_engine_needs_none(self, quick: Lab) -> None:
         drafted = await _draft(quick)
@@ -125,6 +163,13 @@ class TestTheCheckpoint:
             quick.ports["dev"],
         )
         assert ready.spec.card == "CPU-0"
+
+
+def _answer_differently(lab: Lab) -> None:
+    """Dev has defaults of its own; po has none."""
+    before, line, after = lab.catalog_path.read_text().partition("  dev: {model")
+    line += after.replace("sequences: 4}", "sequences: 4, thinking: false, sampling: {top_p: 0.9}}")
+    lab.catalog_path.write_text(before + line)
 
 
 def _without(lab: Lab, line: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -132,6 +133,15 @@ async def test_another_engine_at_the_port(engines: ServingRuntime, spec: Instanc
         await Watched(engines, spec).load()
     assert str(spec.engine_port) in str(raised.value.hint)
     assert engines.completed == []
+
+
+async def test_an_engine_that_agents_share_must_serve_them_all(
+    engines: ServingRuntime, spec: InstanceSpec
+) -> None:
+    shared = replace(spec, shared_with=("po",))
+    engines.manners["dev"] = Manners(serves_as="dev")
+    with pytest.raises(EngineFailed, match="serves dev, not dev and po"):
+        await Watched(engines, shared).load()
 
 
 async def test_names_that_are_late_are_asked_for_again(engines: ServingRuntime, spec: InstanceSpec) -> None:

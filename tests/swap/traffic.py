@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
+from agent_manager.swap.card import State
 from agent_manager.swap.events import (
     Arrived,
     AwaitMemory,
@@ -34,7 +35,7 @@ from agent_manager.swap.events import (
     Stopped,
     Wake,
 )
-from agent_manager.swap.machine import State, step
+from agent_manager.swap.machine import step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TypeAlias
 
+from agent_manager.swap.card import State, following
 from agent_manager.swap.events import (
     Abandon,
     Arrived,
@@ -53,7 +54,7 @@ from agent_manager.swap.events import (
     Wake,
     Wanted,
 )
-from agent_manager.swap.machine import State, following, step
+from agent_manager.swap.machine import step
 
 Slow: TypeAlias = Drain | Stop | AwaitMemory | Start | StartAgain | AwaitReady
 SLOW = (Drain, Stop, AwaitMemory, Start, StartAgain, AwaitReady)

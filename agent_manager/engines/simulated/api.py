@@ -32,7 +32,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """A request for completions: for each prompt, `n` of them. `limit` is the most tokens of one."""
+    """A request for completions: for each prompt, `n` of them. `model` is what replies say: the first name served."""
 
     model: str
     prompts: tuple[Prompt, ...]
@@ -101,15 +101,12 @@ def read_tokenize(body: Any) -> str:  # noqa: ANN401 - any JSON value
     return prompt
 
 
-def check_model(body: Any, options: Options) -> str:  # noqa: ANN401 - any JSON value
-    """The name that is asked for; without one, the first that is served. Raises ApiError (404)."""
+def check_model(body: Any, options: Options) -> None:  # noqa: ANN401 - any JSON value
+    """Raises ApiError (404) for a name that is not served; a request need not name one."""
     name = body.get("model") if isinstance(body, dict) else None
-    if not name:
-        return options.names[0]
-    if name not in options.names:
+    if name and name not in options.names:
         message = f"The model `{name}` does not exist."
         raise ApiError(message, status=404, kind="NotFoundError", param="model")
-    return str(name)
 
 
 def limit_tokens(ask: Ask, prompt: Prompt, options: Options) -> int:
@@ -154,7 +151,7 @@ def _ask(
     if n is not None and not 1 <= n <= _MAX_CHOICES:
         raise ApiError(f"n must be at least 1 and at most {_MAX_CHOICES}, got {n}.")
     return Ask(
-        model=check_model(fields.body, options),
+        model=options.names[0],
         prompts=prompts,
         n=1 if n is None else n,
         max_tokens=max_tokens,

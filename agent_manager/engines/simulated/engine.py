@@ -57,7 +57,7 @@ class SimulatedEngine:
             names.LOAD_SECONDS: plain(simulation.load_seconds),
             names.TIME_TO_FIRST_TOKEN_MS: plain(simulation.time_to_first_token_ms),
             names.INTER_TOKEN_MS: plain(simulation.inter_token_ms),
-            names.FAULT: simulation.faults.get(agent.name),
+            names.FAULT: ",".join(filter(None, map(simulation.faults.get, agent.names))) or None,
             names.WEIGHTS_BYTES: None if fit.weights_bytes is None else str(fit.weights_bytes),
             names.KV_TOKENS: None if fit.kv_tokens is None else str(fit.kv_tokens),
         }

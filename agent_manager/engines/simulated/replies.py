@@ -1,7 +1,8 @@
-"""The JSON that carries an answer: one document, or the chunks of a stream, for each of the two endpoints."""
+"""The JSON that carries an answer: one document, or the chunks of a stream, for chats and for plain text."""
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from dataclasses import dataclass, field
@@ -43,9 +44,12 @@ class Reply:
     prefix: str
     kind: str
     chunk_kind: str
+    end = b"data: [DONE]\n\n"
+    """What a stream ends with."""
 
-    def __init__(self, ask: Ask, jobs: list[Job], *, request_id: str, fingerprint: str) -> None:
+    def __init__(self, ask: Ask, jobs: list[Job], *, body: Json, request_id: str, fingerprint: str) -> None:
         self._ask = ask
+        self._body = body
         self._jobs = jobs
         self._fingerprint = fingerprint
         self._id = f"{self.prefix}-{request_id}"
@@ -60,8 +64,16 @@ class Reply:
         """The chunks of a stream that come before the first token."""
         return []
 
+    def frame(self, chunk: Json) -> bytes:
+        """A chunk as it is sent."""
+        return f"data: {json.dumps(chunk, separators=(',', ':'))}\n\n".encode()
+
+    def chunks(self, step: Step) -> list[Json]:
+        """The chunks for a step that was just taken in."""
+        return [self.chunk(step)]
+
     def chunk(self, step: Step) -> Json:
-        """The chunk for a step that was just taken in."""
+        """The chunk for a step, of replies that have one for each."""
         choice = self._streamed(step) | self._ending(step.index)
         chunk = self._chunk([choice])
         if step.finish_reason is not None and not self._ask.include_usage:

@@ -26,6 +26,7 @@ from agent_manager.engines.simulated.generation import compose
 from agent_manager.engines.simulated.loading import VERSION
 from agent_manager.engines.simulated.metrics import CONTENT_TYPE
 from agent_manager.engines.simulated.replies import ChatReply, Reply, TextReply
+from agent_manager.engines.simulated.responses import ResponsesReply, read_responses
 from agent_manager.engines.simulated.tokens import split_tokens, token_id
 from agent_manager.gpu.simulated import NotEnoughMemory
 
@@ -70,6 +71,7 @@ class Server:
                 web.get("/v1/models", self._models),
                 web.post("/v1/chat/completions", self._chat),
                 web.post("/v1/completions", self._text),
+                web.post("/v1/responses", self._responses),
                 web.post("/tokenize", self._tokenize),
             ]
         )
@@ -126,6 +128,9 @@ class Server:
     async def _text(self, request: web.Request) -> web.StreamResponse:
         return await self._complete(request, read_text, TextReply)
 
+    async def _responses(self, request: web.Request) -> web.StreamResponse:
+        return await self._complete(request, read_responses, ResponsesReply)
+
     async def _complete(
         self, request: web.Request, read: Callable[[Any, Options], Ask], reply_type: type[Reply]
     ) -> web.StreamResponse:
@@ -142,7 +147,7 @@ class Server:
         if self._core.stopping:
             raise EngineDead
         request_id = request.headers.get("X-Request-Id") or uuid.uuid4().hex
-        reply = reply_type(ask, jobs, request_id=request_id, fingerprint=FINGERPRINT)
+        reply = reply_type(ask, jobs, body=body, request_id=request_id, fingerprint=FINGERPRINT)
         response = await (self._stream if ask.stream else self._collect)(request, reply, jobs)
         self._count_answer()
         return response
@@ -162,17 +167,17 @@ class Server:
         try:
             async with contextlib.aclosing(self._core.generate(jobs)) as steps:
                 for chunk in reply.opening():
-                    await _send(response, chunk)
+                    await response.write(reply.frame(chunk))
                 async for step in steps:
                     reply.add(step)
-                    await _send(response, reply.chunk(step))
+                    for chunk in reply.chunks(step):
+                        await response.write(reply.frame(chunk))
             for chunk in reply.closing():
-                await _send(response, chunk)
+                await response.write(reply.frame(chunk))
         except EngineDead as error:
             # The status was sent long ago: all that is left is to say it in the stream, as vLLM does.
-            await _send(response, _dead(error).body())
-        await response.write(b"data: [DONE]\n\n")
-        await response.write_eof()
+            await response.write(reply.frame(_dead(error).body()))
+        await response.write_eof(reply.end)
         return response
 
     def _fail_on_demand(self, request: web.Request) -> None:
@@ -307,7 +312,3 @@ async def _read_json(request: web.Request) -> Any:  # noqa: ANN401 - any JSON va
     except (ValueError, RecursionError) as error:
         message = f"1 validation error:\n  body: JSON decode error: {error}"
         raise ApiError(message, kind="Bad Request", param="body") from None
-
-
-async def _send(response: web.StreamResponse, chunk: dict[str, Any]) -> None:
-    await response.write(f"data: {json.dumps(chunk, separators=(',', ':'))}\n\n".encode())

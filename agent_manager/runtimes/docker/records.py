@@ -58,8 +58,7 @@ def document_of(spec: InstanceSpec, root: str) -> Document:
 def spec_of(labels: Mapping[str, str]) -> InstanceSpec | None:
     """The instance whose container carries these labels; None when they are not whole."""
     try:
-        facts = json.loads(labels[SPEC_LABEL])
-        return InstanceSpec(**{**facts, "argv": tuple(facts["argv"])})
+        return InstanceSpec.from_facts(json.loads(labels[SPEC_LABEL]))
     except (KeyError, TypeError, ValueError):
         return None
 

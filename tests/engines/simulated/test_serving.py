@@ -274,3 +274,13 @@ def test_a_log_that_cannot_be_written_does_not_stop_it_from_serving(start: Start
     assert running.chat().status == 200
     running.terminate()
     assert running.wait_exit() == 0
+
+
+def test_under_several_names_replies_give_the_first_as_vllm_does(start: Starter) -> None:
+    engine = start("--served-model-name", "architect", "dev").wait_ready()
+
+    models = engine.request("GET", "/v1/models").json["data"]
+    assert [model["id"] for model in models] == ["architect", "dev"]
+    for name in ("architect", "dev", None):
+        assert engine.chat(model=name).json["model"] == "architect"
+    assert engine.chat(model="po").status == 404
