@@ -112,7 +112,7 @@ class Gateway:
     api_key_file: Path | None = None
     origins: tuple[str, ...] = ()
     keep_alive_s: float = -1.0
-    max_wait_s: float = 60.0
+    max_wait_s: float = 300.0
     default: str | None = None
     preload: str | None = None
     at_exit: str = "stop"

@@ -274,8 +274,8 @@ class GatewaySection(Section):
         description="How long an agent stays on the card with nothing to do: 0, 5m, or -1 (the default) for always.",
     )
     max_wait: Duration = Field(
-        default=60.0,
-        description="The longest wait for a busy agent to make room, beside the swaps themselves: 60s by default.",
+        default=300.0,
+        description="The longest wait for a busy agent to make room, beside the swaps themselves: 5m by default.",
     )
     default: AgentName | None = Field(
         default=None,

@@ -155,6 +155,25 @@ def test_env_is_for_eval(program: Program) -> None:
     assert program.run("env", "dev").err == ""
 
 
+@pytest.mark.parametrize("where", ["api_key_env: MY_KEY", "api_key_file: key"])
+def test_env_leads_to_a_gateways_key_and_does_not_print_it(program: Program, where: str) -> None:
+    with program.catalog.open("a", encoding="utf-8") as catalog:
+        catalog.write(f"gateway: {{{where}}}\n")
+    (program.catalog.parent / "key").write_text("a-secret\n")
+    program.env["MY_KEY"] = "a-secret"
+    printed = program.run("env", "dev", "-q").out
+    assert "a-secret" not in printed
+    shell = subprocess.run(
+        ["/bin/sh", "-c", f'{printed}\necho "$OPENAI_API_KEY"'],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=program.env,
+    )
+    assert shell.stdout == "a-secret\n"
+    assert json.loads(program.run("env", "dev", "--json", "-q").out)["OPENAI_API_KEY"] == "a-secret"
+
+
 def test_logs_in_every_form(program: Program) -> None:
     program.run("launch", "dev", *SIMULATED, "-q")
     lines = program.run("logs", "dev").out.splitlines()

@@ -63,14 +63,14 @@ def served(tmp_path: Path, free_port: FreePort, faults: str = "") -> Iterator[Ga
     """With the profile long-context, where architect and dev are on one model."""
     text = PACKAGED.read_text()
     ports = {"architect": free_port(), "dev": free_port(), "po": free_port()}
-    for old, port in zip((8000, 8001, 8002), ports.values(), strict=True):
+    common = free_port()
+    for old, port in zip((8000, 8001, 8002, 8080), (*ports.values(), common), strict=True):
         text = text.replace(f"port: {old}", f"port: {port}")
     text = re.sub(r"(?m)^  simulated:.*\n(    .*\n)+", f"  {QUICK.format(faults=faults)}\n", text)
     own = "system: You write code., thinking: false, sampling: {max_new_tokens: 5}"
     text = text.replace("dev: {model: qwen3.5-9b-w4a16, ", f"dev: {{model: qwen3.5-9b-w4a16, {own}, ")
-    common = free_port()
     catalog = tmp_path / "models.yaml"
-    catalog.write_text(f"{text}\ngateway: {{port: {common}}}\n")
+    catalog.write_text(text)
     program = Program(tmp_path, catalog, ports)
     serving = program.start("--engine", "simulated", "--profile", "long-context", "serve")
     try:

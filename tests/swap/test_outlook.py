@@ -92,6 +92,8 @@ def folder(tmp_path: Path) -> Path:
 def planning(quick: Lab, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
     """A catalog for a GPU, on a machine that does not ask the Hub."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    # The library reads that when it is imported, which another test may have done before.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     quick.catalog_path.write_text(CATALOG.format(folder=folder))
     return quick
 
