@@ -115,11 +115,11 @@ async def test_a_launch_whose_terminal_is_gone_goes_on(served: Served) -> None:
 
 
 async def test_a_changed_agent_is_replaced_when_its_requests_are_over(served: Served) -> None:
-    await served.open(inter_token_ms=20)
+    await served.open(inter_token_ms=100)
     running = asyncio.create_task(served.answers("dev", tokens=60))
     await served.until_requests("dev", "running", 1)
     before = set(served.engines())
-    served.catalog(dev="context: 1k", inter_token_ms=20)
+    served.catalog(dev="context: 1k", inter_token_ms=100)
     await served.ok("reload")
     later = asyncio.create_task(served.answers("dev"))
     await served.until_requests("dev", "waiting", 1)
@@ -152,12 +152,12 @@ async def test_what_only_the_gateway_needs_changes_nothing_on_the_card(served: S
 
 
 async def test_requests_for_a_removed_agent_are_told_and_what_runs_finishes(served: Served) -> None:
-    await served.open(inter_token_ms=20)
+    await served.open(inter_token_ms=100)
     running = asyncio.create_task(served.answers("dev", tokens=60, door=True))
     await served.until_requests("dev", "running", 1)
     waiting = asyncio.create_task(served.ask("po"))
     await served.until_requests("po", "waiting", 1)
-    served.catalog(po=None, inter_token_ms=20)
+    served.catalog(po=None, inter_token_ms=100)
     await served.ok("reload")
     status, body = await waiting
     assert status == 503
@@ -168,10 +168,10 @@ async def test_requests_for_a_removed_agent_are_told_and_what_runs_finishes(serv
 
 
 async def test_a_removed_agent_on_the_card_finishes_and_leaves(served: Served) -> None:
-    await served.open(inter_token_ms=20)
+    await served.open(inter_token_ms=100)
     running = asyncio.create_task(served.answers("dev", tokens=60, door=True))
     await served.until_requests("dev", "running", 1)
-    served.catalog(dev=None, inter_token_ms=20)
+    served.catalog(dev=None, inter_token_ms=100)
     await served.ok("reload")
     assert not running.done()
     assert await running
