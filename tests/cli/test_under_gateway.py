@@ -60,7 +60,7 @@ async def test_launch_swaps(served: Served) -> None:
 
 
 async def test_a_running_answer_finishes_before_its_agent_leaves(served: Served) -> None:
-    await served.open(inter_token_ms=20)
+    await served.open(inter_token_ms=60)
     answer = asyncio.create_task(served.answers("dev", tokens=60))
     await served.until_requests("dev", "running", 1)
     done = await served.ok("launch", "po")
@@ -171,6 +171,14 @@ async def test_logs_and_gpu_stats_read_as_ever(served: Served) -> None:
     assert "Application startup complete" in (await served.ok("logs", "dev")).out, "its log is kept"
     swaps = (await served.ok("gpu-stats", "--once", "--json")).json["swaps"]
     assert [(each["arrived"], each["left"]) for each in swaps] == [("po", "dev"), ("dev", None)]
+
+
+async def test_doctor_knows_whose_the_ports_are(served: Served) -> None:
+    await served.open()
+    await served.ok("launch", "dev")
+    report = (await served.ok("doctor", "--json")).json
+    (ports,) = [finding for finding in report["findings"] if finding["check"] == "ports"]
+    assert ports["state"] == "ok", ports
 
 
 async def test_a_dry_run_knows_the_gateway(served: Served) -> None:
