@@ -110,7 +110,7 @@ def swapped_while_po_streams(user: User) -> None:
     asked |= {"max_tokens": LONG_TOKENS, "min_tokens": LONG_TOKENS, "ignore_eos": True}
     files = [user.folder / name for name in ("first", "second")]
     streams = [user.curl_into(file, user.po, "/v1/completions", asked) for file in files]
-    until(lambda: models(user)["po"]["running"] == 2, "po streams")
+    until(lambda: models(user)["po"]["running"] > 0, "po streams")
     user.completes("dev", user.dev)
     for file, stream in zip(files, streams, strict=True):
         assert stream.wait(timeout=60) == 0
