@@ -21,7 +21,7 @@ from agent_manager.runtimes.process import ProcessRuntime
 from agent_manager.state import StateDir
 from agent_manager.swap.host import Host
 from agent_manager.swap.prepare import prepare
-from benchmarks.http import free_port, healthy
+from benchmarks.http import free_port, healthy, loaded_by_hand_s
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -134,24 +134,7 @@ def by_hand(folder: Path, engines: str) -> Iterator[Callable[[], float]]:
         environ=dict(os.environ),
     )
     spec = asyncio.run(prepare(host, AGENTS[0], pull=False, listener=lambda _: None)).spec
-
-    def loaded_s() -> float:
-        began = time.perf_counter()
-        engine = subprocess.Popen(
-            spec.argv,
-            env={**os.environ, **spec.env, "AGENT_MANAGER_INSTANCE": "by-hand"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            while not healthy(spec.engine_port):
-                time.sleep(0.001)
-            return time.perf_counter() - began
-        finally:
-            engine.kill()
-            engine.wait()
-
-    yield loaded_s
+    yield lambda: loaded_by_hand_s(spec)
 
 
 def completed_s(port: int, model: str) -> float:

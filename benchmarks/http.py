@@ -1,9 +1,16 @@
-"""What several benchmarks do over loopback."""
+"""What several benchmarks do with engines and over loopback."""
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import time
 from http.client import HTTPConnection, HTTPException
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from agent_manager.runtimes.base import InstanceSpec
 
 
 def healthy(port: int) -> bool:
@@ -30,3 +37,21 @@ def free_port() -> int:
                 continue
             if port + 100 < 65_000:
                 return port
+
+
+def loaded_by_hand_s(spec: InstanceSpec) -> float:
+    """Seconds from the spawn of the engine to its first `/health` 200, without agent-manager."""
+    began = time.perf_counter()
+    engine = subprocess.Popen(
+        spec.argv,
+        env={**os.environ, **spec.env, "AGENT_MANAGER_INSTANCE": "by-hand"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        while not healthy(spec.engine_port):
+            time.sleep(0.001)
+        return time.perf_counter() - began
+    finally:
+        engine.kill()
+        engine.wait()

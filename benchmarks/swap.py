@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,7 +25,7 @@ from agent_manager.state import StateDir
 from agent_manager.swap.host import Host
 from agent_manager.swap.operations import launch, stop
 from agent_manager.swap.prepare import prepare
-from benchmarks.http import free_port, healthy
+from benchmarks.http import free_port, loaded_by_hand_s
 from benchmarks.table import Row, seconds_of
 
 if TYPE_CHECKING:
@@ -124,18 +123,4 @@ async def _plan(host: Host) -> InstanceSpec:
 
 def _by_hand(host: Host) -> float:
     """Seconds from the spawn of the engine to its first `/health` 200, without agent-manager."""
-    spec = asyncio.run(_plan(host))
-    began = time.perf_counter()
-    engine = subprocess.Popen(
-        spec.argv,
-        env={**os.environ, **spec.env, "AGENT_MANAGER_INSTANCE": spec.id},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        while not healthy(spec.engine_port):
-            time.sleep(0.001)
-        return time.perf_counter() - began
-    finally:
-        engine.kill()
-        engine.wait()
+    return loaded_by_hand_s(asyncio.run(_plan(host)))

@@ -132,6 +132,14 @@ def docker_lab(
 
 
 @pytest.fixture
+def api(docker_host: str) -> Iterator[docker.APIClient]:
+    """Docker itself, to be asked what became of things."""
+    made = docker.APIClient(base_url=docker_host, version="auto", timeout=60)
+    yield made
+    made.close()
+
+
+@pytest.fixture
 def lab(tmp_path: Path, free_port: FreePort, docker_host: str, docker_images: None) -> Iterator[DockerLab]:
     del docker_images  # they are there
     with docker_lab(tmp_path, free_port, docker_host) as made:

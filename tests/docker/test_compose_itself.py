@@ -26,8 +26,6 @@ from tests.engines.agents import AGENT, FIT, SOURCE
 from tests.test_compose import SETTINGS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from agent_manager.compose import Document
     from agent_manager.engines.base import Engine
     from tests.docker.conftest import DockerLab
@@ -87,13 +85,6 @@ def compose(docker_host: str) -> Compose:
     if program is None:
         pytest.skip("no docker compose here, and none to be had from Debian")
     return Compose(program, docker_host)
-
-
-@pytest.fixture
-def api(docker_host: str) -> Iterator[docker.APIClient]:
-    made = docker.APIClient(base_url=docker_host, version="auto", timeout=60)
-    yield made
-    made.close()
 
 
 def comparable(seen: Any) -> Any:  # noqa: ANN401 - whatever Docker says

@@ -9,7 +9,6 @@ import secrets
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import docker
 import pytest
 
 from agent_manager.errors import DockerNotReady, EngineMissing, HostNotReady
@@ -19,7 +18,9 @@ from tests.contract.kits import DockerKit
 from tests.docker.registry import registry
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
+
+    import docker
 
     from agent_manager.runtimes.base import Fetching, InstanceSpec
     from agent_manager.state import StateDir
@@ -39,13 +40,6 @@ async def kit(
         await made.runtime.stop(instance.spec.id, grace_s=0)
         await made.runtime.remove(instance.spec.id)
     made.docker.close()
-
-
-@pytest.fixture
-def api(docker_host: str) -> Iterator[docker.APIClient]:
-    made = docker.APIClient(base_url=docker_host, version="auto", timeout=60)
-    yield made
-    made.close()
 
 
 def changed(spec: InstanceSpec, **service: object) -> InstanceSpec:

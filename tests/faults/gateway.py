@@ -7,21 +7,23 @@ import contextlib
 import itertools
 import json
 import re
-import time
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
+from tests import waiting
 from tests.faults.conftest import PATIENCE_S
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
     from tests.faults.conftest import Done, Lab
 
+until = partial(waiting.until, patience_s=PATIENCE_S)
 HANGS_AFTER_S = 50.0
 ANSWERED, REFUSED, LOST, HUNG, TWICE, WRONG = "answered", "refused", "lost", "hung", "twice", "wrong"
 
@@ -222,16 +224,3 @@ def _stream(text: str, agent: str, name: str, tokens: int) -> str:
     if len(used) > 1 or said.count("[DONE]") > 1:
         return TWICE
     return ANSWERED if used == [tokens] else LOST
-
-
-async def until(condition: Callable[[], Any], what: str) -> None:
-    """Wait for a condition, which may be awaitable; fail the test when it does not come true."""
-    deadline = time.monotonic() + PATIENCE_S
-    while True:
-        held = condition()
-        if asyncio.iscoroutine(held):
-            held = await held
-        if held:
-            return
-        assert time.monotonic() < deadline, f"{what}: still not after {PATIENCE_S:.0f} s"
-        await asyncio.sleep(0.01)

@@ -8,24 +8,26 @@ import json
 import os
 import signal
 import sys
-import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
 from agent_manager.runtimes import proc
+from tests import waiting
 from tests.conftest import kill_engines
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from tests.conftest import FreePort
 
-PATIENCE_S = 40.0
 
+PATIENCE_S = 40.0
+until = partial(waiting.until, patience_s=PATIENCE_S)
 CATALOG = """\
 version: 1
 engine: simulated
@@ -201,16 +203,3 @@ async def serving(folder: Path, free_port: FreePort) -> AsyncIterator[Served]:
         finally:
             await served.kill_all()
             kill_engines(served.state)
-
-
-async def until(condition: Callable[[], Any], what: str) -> None:
-    """Wait for a condition, which may be awaitable; fail the test when it does not come true."""
-    deadline = time.monotonic() + PATIENCE_S
-    while True:
-        held = condition()
-        if asyncio.iscoroutine(held):
-            held = await held
-        if held:
-            return
-        assert time.monotonic() < deadline, f"{what}: still not after {PATIENCE_S:.0f} s"
-        await asyncio.sleep(0.02)
