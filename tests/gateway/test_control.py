@@ -310,7 +310,7 @@ async def test_an_engine_that_is_left_is_taken_over_by_the_next_gateway(served: 
 
 
 async def test_a_load_that_is_left_is_followed_by_the_next_gateway(served: Served) -> None:
-    await served.open(gateway="at_exit: leave", load_s=4.0)
+    await served.open(gateway="at_exit: leave", load_s=10.0)
     answer = asyncio.create_task(served.ask("dev"))
     await until(lambda: served.agents_running() == ["dev"], "dev is started")
     before = list(served.engines())
