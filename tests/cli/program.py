@@ -13,13 +13,13 @@ import sys
 import termios
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import pyte
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from tests.conftest import FreePort
 
@@ -178,6 +178,18 @@ class Terminal:
 
     def send(self, text: str) -> None:
         os.write(self._fd, text.encode())
+
+    def interrupt(self) -> None:
+        """Press Ctrl-C when the program sleeps.
+
+        Between what it shows and the system call that waits there is a moment in which Python keeps a signal
+        until that call returns: nobody presses a key so soon, a test does.
+        """
+        deadline = time.monotonic() + WAIT_S
+        while Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "S":
+            assert time.monotonic() < deadline, "it never waited:\n" + "\n".join(self.lines)
+            self._read()
+        self.send("\x03")
 
     def until(self, met: Callable[[list[str]], bool]) -> list[str]:
         """Read until the screen is as wanted; fails with the screen when that never comes."""

@@ -238,7 +238,7 @@ def test_a_conversation_survives_an_answer_that_breaks_off(program: Program) -> 
         terminal.until(lambda lines: lines[-1:] == [">"])
         terminal.send("one\n")
         terminal.until(lambda lines: lines[-3:] == ["Hel", "warning: the answer of dev broke off", ">"])
-        terminal.send("\x03")
+        terminal.interrupt()
         assert terminal.wait() == 130
         assert "Traceback" not in terminal.raw.decode()
 
@@ -248,7 +248,7 @@ def test_ctrl_c_stops_an_answer_and_not_the_conversation(program: Program) -> No
         terminal.until(lambda lines: lines[-1:] == [">"])
         terminal.send("one\n")
         terminal.until(lambda lines: lines[-1:] == ["Hel"])
-        terminal.send("\x03")
+        terminal.interrupt()
         terminal.until(lambda lines: lines[-2:] == ["note: stopped", ">"])
         stalled.set()
         terminal.send("\x04")

@@ -126,7 +126,7 @@ def test_a_signal_leaves_it(tmp_path: Path, number: signal.Signals) -> None:
         modes = terminal.modes
         until_stored(terminal, "busy-80x24")
         if number is signal.SIGINT:
-            terminal.send("\x03")
+            terminal.interrupt()
         else:
             terminal.process.send_signal(number)
         assert terminal.wait() == 130

@@ -245,7 +245,7 @@ def slow(tmp_path: Path, free_port: FreePort) -> Program:
 def test_ctrl_c_while_loading_undoes_and_says_so(slow: Program) -> None:
     with slow.terminal("launch", "dev", *SIMULATED) as terminal:
         terminal.until(lambda lines: any("loading dev" in line for line in lines))
-        terminal.send("\x03")
+        terminal.interrupt()
         assert terminal.wait() == 130
         assert any("interrupted" in line for line in terminal.lines)
         assert "Traceback" not in "\n".join(terminal.lines)

@@ -184,7 +184,7 @@ def test_ctrl_c_at_the_question_changes_nothing(program: Program, snapshot: Path
     corrupt = (snapshot / FIRST).read_bytes()
     with program.terminal("verify", "dev") as terminal:
         terminal.until(lambda lines: any("[y/N]" in line for line in lines))
-        terminal.send("\x03")
+        terminal.interrupt()
         assert terminal.wait() == 130
         assert "Traceback" not in "\n".join(terminal.lines)
     assert (snapshot / FIRST).read_bytes() == corrupt
