@@ -1,8 +1,4 @@
-"""The gateway's ports: listening, what a client may cost, and closing in order.
-
-aiohttp's parser stands at each door. Added here is what keeps one client from harming the others: bounds on bodies
-and connections, and on how long an answer waits to be read.
-"""
+"""The gateway's ports: listening, how many clients each takes, and closing in order."""
 
 from __future__ import annotations
 
@@ -11,36 +7,24 @@ import contextlib
 import errno
 import resource
 import socket
-from typing import TYPE_CHECKING, Any, Final, Self
-
-from aiohttp import web
-from aiohttp.http import HttpVersion10, HttpVersion11
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 from agent_manager.errors import HostNotReady
-from agent_manager.gateway.guest import HEAD_TIMEOUT_S, Guest, PageRequest
-from agent_manager.gateway.replies import refusal
+from agent_manager.gateway.guest import HEAD_TIMEOUT_S, Guest
 from agent_manager.gateway.tickets import RefusedError
 from agent_manager.runtimes.ports import in_use
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Mapping
     from types import TracebackType
 
-    from aiohttp.abc import AbstractStreamWriter
-    from aiohttp.http import RawRequestMessage
-    from aiohttp.streams import StreamReader
-
-    from agent_manager.gateway.guard import Guard
-
-    Answerer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+    from agent_manager.gateway.exchange import Exchange
+    from agent_manager.gateway.messages import Header, Request
 
 STALLED_S: Final = 300.0
 """How long a client may read nothing of its answer while more of it waits."""
 CONNECTIONS: Final = 2000
 """How many clients one door takes at once, where the limit on open files allows it."""
-LARGEST_BODY_BYTES: Final = 64 << 20
-"""A conversation with pictures in it."""
-_VERSIONS: Final = (HttpVersion11, HttpVersion10)
 OPEN_FILES: Final = 65_536
 """What the soft limit is raised to where it is lower, which it commonly is: 1,024. vLLM raises it to the same."""
 _FILES_OF_OURS: Final = 256
@@ -50,32 +34,39 @@ _CUT_S: Final = 5.0
 """How long a handler may take to end once its client has been cut off."""
 
 
+class Answerer(Protocol):
+    """What answers behind the doors."""
+
+    def admit(self, request: Request) -> None:
+        """Look at a request whose body has not been read. Raises RefusedError, and the body is not."""
+        ...
+
+    def shown_to(self, request: Request) -> tuple[Header, ...]:
+        """Headers that every answer to this request has."""
+        ...
+
+    async def answer(self, request: Request, exchange: Exchange, agent: str | None) -> None:
+        """Answer what came to the door of that agent, or to the common one (None). May raise RefusedError."""
+        ...
+
+
 class Doors:
     """All ports of the gateway. Use as a context manager, or close it: no port is left open."""
 
-    def __init__(self, host: str, answerer: Callable[[str | None], Answerer], guard: Guard) -> None:
+    def __init__(self, host: str, answerer: Answerer) -> None:
         """`host`: an address and no other, or `localhost` for the loopback of both kinds.
 
         127.0.0.1 does not stand for ::1: without a gateway an agent's port is on 127.0.0.1 alone too, whichever
         runtime publishes it, and clients that try ::1 first go on to it.
-
-        `answerer` makes what answers on an agent's port, or on the common one (None).
         """
         self._host = host
         self._answerer = answerer
-        self._guard = guard
         self._doors: dict[int, _Door] = {}
 
     @property
     def ports(self) -> dict[int, str | None]:
         """The ports that are open, and whose they are."""
         return {port: door.agent for port, door in self._doors.items()}
-
-    def renew(self, guard: Guard) -> None:
-        """Take this guard from the next request on."""
-        self._guard = guard
-        for door in self._doors.values():
-            door.renew(guard)
 
     async def turn_to(self, ports: Mapping[int, str | None], *, within_s: float = 0.0) -> None:
         """Have exactly these ports open: open what is new, then close what is no more, see `close`.
@@ -87,7 +78,7 @@ class Doors:
         try:
             share = _connections_each(len(ports))
             for port in ports.keys() - self._doors.keys():
-                made[port] = _Door(self._guard, share, await _listen(self._host, port))
+                made[port] = _Door(self._answerer, share, await _listen(self._host, port))
         except BaseException:
             for door in made.values():
                 door.shut()
@@ -95,7 +86,7 @@ class Doors:
         gone = [self._doors.pop(port) for port in self._doors.keys() - ports.keys()]
         self._doors |= made
         for port, agent in ports.items():
-            self._doors[port].lead_to(agent, self._answerer(agent))
+            self._doors[port].agent = agent
         for door in made.values():
             await door.open()
         await asyncio.gather(*(door.close(within_s) for door in gone))
@@ -181,34 +172,28 @@ def _bound(family: socket.AddressFamily, address: tuple[Any, ...]) -> socket.soc
     return sock
 
 
-class _Door(web.Server):
-    """One port: whose it is, and who is there."""
+class _Door:
+    """One port: whose it is, and who is there. The Host of its guests."""
 
-    def __init__(self, guard: Guard, most: int, sockets: list[socket.socket]) -> None:
-        super().__init__(self._answer, request_factory=self._request, handler_cancellation=True)
+    def __init__(self, answerer: Answerer, most: int, sockets: list[socket.socket]) -> None:
+        self.agent: str | None = None
+        self.admit = answerer.admit
+        self.shown_to = answerer.shown_to
+        self._answerer = answerer
         self._most = most
         self._sockets = sockets
         self._listeners: list[asyncio.Server] = []
-        self.renew(guard)
         self._guests: set[Guest] = set()
         self._nobody = asyncio.Event()
         self._nobody.set()
         self._closing = False
         self._round: asyncio.TimerHandle | None = None
-        self.agent: str | None = None
-        self._answerer: Answerer
-
-    def renew(self, guard: Guard) -> None:
-        self.guard = guard
-
-    def lead_to(self, agent: str | None, answerer: Answerer) -> None:
-        self.agent = agent
-        self._answerer = answerer
 
     async def open(self) -> None:
         loop = asyncio.get_running_loop()
         self._listeners = [
-            await loop.create_server(self, sock=each, backlog=_BACKLOG) for each in self._sockets
+            await loop.create_server(lambda: Guest(self), sock=each, backlog=_BACKLOG)
+            for each in self._sockets
         ]
 
     def shut(self) -> None:
@@ -235,10 +220,10 @@ class _Door(web.Server):
             async with asyncio.timeout(_CUT_S):
                 await self._nobody.wait()
 
-    def __call__(self) -> Guest:
-        return Guest(self, self)
+    # --- Host ---------------------------------------------------------------------------------------------
 
-    # --- connections --------------------------------------------------------------------------------------
+    async def answer(self, request: Request, exchange: Exchange) -> None:
+        await self._answerer.answer(request, exchange, self.agent)
 
     def refusal_of(self) -> RefusedError | None:
         """Why nobody more is taken now, if so."""
@@ -269,72 +254,3 @@ class _Door(web.Server):
             if self._round is not None:
                 self._round.cancel()
                 self._round = None
-
-    # --- requests -----------------------------------------------------------------------------------------
-
-    def _request(
-        self,
-        message: RawRequestMessage,
-        payload: StreamReader,
-        protocol: web.RequestHandler,
-        writer: AbstractStreamWriter,
-        task: asyncio.Task[None],
-    ) -> web.BaseRequest:
-        if isinstance(protocol, Guest):
-            protocol.head_came()
-        if message.upgrade:
-            # Nobody gets another protocol here; what follows on this connection may be written in one.
-            message = message._replace(should_close=True)
-        of_page = bool(self.guard.origins) and "Origin" in message.headers
-        request = (PageRequest if of_page else web.BaseRequest)(
-            message, payload, protocol, writer, task, task.get_loop(), client_max_size=LARGEST_BODY_BYTES
-        )
-        if isinstance(request, PageRequest):
-            request.shown = self.guard.shown_to(message.headers)
-        return request
-
-    def _answer(self, request: web.BaseRequest) -> Awaitable[web.StreamResponse]:
-        """What answers it. No coroutine of its own: that would cost every request 3 us."""
-        try:
-            if request.method == "OPTIONS" and "Origin" in request.headers:
-                self.guard.check(request.headers, open_to_all=True)
-                return _said(web.Response(status=204, headers=self.guard.preflight(request.headers)))
-            _check_form(request)
-        except RefusedError as error:
-            refused = refusal(error)
-            refused.force_close()
-            return _said(refused)
-        if "Expect" in request.headers:
-            return self._expected(request)
-        return self._answerer(request)
-
-    async def _expected(self, request: web.BaseRequest) -> web.StreamResponse:
-        if request.headers["Expect"].lower() == "100-continue":
-            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            request.writer.output_size = 0  # nothing of the answer has been sent
-        return await self._answerer(request)
-
-
-async def _said(response: web.StreamResponse) -> web.StreamResponse:
-    return response
-
-
-def _check_form(request: web.BaseRequest) -> None:
-    """What a request may not look like, wherever it leads: what an engine could read otherwise than we do.
-
-    Raises RefusedError.
-    """
-    if request.version not in _VERSIONS:
-        raise RefusedError(505, "wrong_http_version", "this gateway speaks HTTP/1.1")
-    if not request.raw_path.isascii() or "#" in request.raw_path:
-        raise RefusedError(400, "invalid_target", "a target is ASCII without '#'; write what is not as %XX")
-    if request.body_exists and not _plainly_framed(request):
-        raise RefusedError(501, "transfer_encoding", "the only transfer encoding is chunked, of HTTP/1.1")
-    if "Content-Encoding" in request.headers:
-        raise RefusedError(415, "encoded_body", "send the body as it is, without Content-Encoding")
-
-
-def _plainly_framed(request: web.BaseRequest) -> bool:
-    """By a length, or in chunks that are nothing else."""
-    coding = request.headers.get("Transfer-Encoding")
-    return coding is None or (coding.lower() == "chunked" and request.version == HttpVersion11)

@@ -10,25 +10,25 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
-
-from aiohttp import web
 
 from agent_manager.gateway import relay
 from agent_manager.gateway.counts import CONTENT_TYPE
 from agent_manager.gateway.renaming import Renaming
-from agent_manager.gateway.replies import EVENT_STREAM, error_event, keep_alive, refusal
+from agent_manager.gateway.replies import EVENT_STREAM, error_event, keep_alive, refuse, say
 from agent_manager.gateway.routing import Own, ToAgent, route
 from agent_manager.gateway.tickets import RefusedError
 from agent_manager.gateway.upstream import Upstream, UpstreamGoneError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Mapping
 
     from agent_manager.gateway.counts import Counts
+    from agent_manager.gateway.exchange import Exchange
     from agent_manager.gateway.guard import Guard
     from agent_manager.gateway.manners import Manners
+    from agent_manager.gateway.messages import Header, Request
     from agent_manager.gateway.routing import Names
     from agent_manager.gateway.tickets import AgentNow, Doorkeeper, Granted, Ticket
     from agent_manager.gateway.upstream import Answer
@@ -36,12 +36,10 @@ if TYPE_CHECKING:
 KEEP_ALIVE_AFTER_S: Final = 15.0
 KEEP_ALIVE_EVERY_S: Final = 15.0
 """Node's clients drop a stream that is silent for 300 s, proxies after 60."""
-BODY_TIMEOUT_S: Final = 60.0
-LARGEST_BODY_BYTES: Final = 64 << 20
-"""A conversation with pictures in it."""
 TRIES: Final = 3
 """How often a request is sent that no engine began to answer, before its client is told."""
 
+_STREAM_HEADERS: Final = ((b"Content-Type", EVENT_STREAM), (b"Cache-Control", b"no-cache"))
 _STREAMS: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
 """Where `stream_options` means something."""
 
@@ -76,20 +74,29 @@ class Front:
         self._include_usage = include_usage
         self._upstreams: dict[int, Upstream] = {}
 
-    def door(self, agent: str | None) -> Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]:
-        """What answers on the port of an agent, or on the common one (None)."""
+    def admit(self, request: Request) -> None:
+        """Whether its client may talk to the gateway at all; see Answerer."""
+        open_to_all = request.path == "/health" or _is_preflight(request)
+        try:
+            self._guard.check(request.headers, open_to_all=open_to_all)
+        except RefusedError as error:
+            self._counts.answered("", error.status)
+            raise
 
-        async def answer(request: web.BaseRequest) -> web.StreamResponse:
-            self._counts.open += 1
-            try:
-                return await self._answer(request, agent)
-            except RefusedError as error:
-                self._counts.answered(agent or "", error.status)
-                return refusal(error)
-            finally:
-                self._counts.open -= 1
+    def shown_to(self, request: Request) -> tuple[Header, ...]:
+        """What lets a page read the answer; see Answerer."""
+        return self._guard.shown_to(request.headers) if "origin" in request.headers else ()
 
-        return answer
+    async def answer(self, request: Request, exchange: Exchange, agent: str | None) -> None:
+        """Answer what came to the door of that agent, or to the common one (None); see Answerer."""
+        self._counts.open += 1
+        try:
+            await self._answer(request, exchange, agent)
+        except RefusedError as error:
+            self._counts.answered(agent or "", error.status)
+            refuse(exchange, error)
+        finally:
+            self._counts.open -= 1
 
     def renew(
         self, *, names: Names, manners: Mapping[str, Manners], guard: Guard, include_usage: bool
@@ -102,54 +109,58 @@ class Front:
         for upstream in self._upstreams.values():
             upstream.close()
 
-    async def _answer(self, request: web.BaseRequest, door: str | None) -> web.StreamResponse:
-        path = request.raw_path.partition("?")[0]
-        self._guard.check(request.headers, open_to_all=path == "/health")
-        match route(request.method, path, door=door):
+    async def _answer(self, request: Request, exchange: Exchange, door: str | None) -> None:
+        if _is_preflight(request):
+            exchange.answer(204, self._guard.preflight(request.headers), b"")
+            return
+        match route(request.method, request.path, door=door):
             case Own(path=own, name=name):
-                return self._own(own, name)
+                self._own(exchange, own, name)
             case ToAgent() as to:
-                asked = await self._understood(request, to)
-                return await self._served(request, asked)
+                await self._served(exchange, self._understood(request, to))
 
-    async def _understood(self, request: web.BaseRequest, to: ToAgent) -> Asked:
+    def _understood(self, request: Request, to: ToAgent) -> Asked:
         agent = self._names.agent(to.agent) if to.agent is not None else None
-        body = await _body(request)
-        query = request.raw_path.partition("?")[2]
+        streams, body = False, request.body
+        if body and "json" in request.headers.get("content-type", ""):
+            document = _document(body)
+            if agent is None:
+                named = document.get("model")
+                if not isinstance(named, str):
+                    raise RefusedError(400, "model_missing", "the body names no model")
+                agent = self._names.agent(named)
+            streams = document.get("stream") is True
+            changed = self._completed(document, agent, to.path)
+            if changed != document:
+                body = json.dumps(changed).encode()
+        elif agent is None:
+            raise RefusedError(400, "model_missing", "name the model in a JSON body")
+        query = request.target.partition("?")[2]
         errand = relay.Errand(
             method=request.method,
             target=f"{to.path}?{query}" if query else to.path,
-            headers=relay.engine_headers(request.raw_headers),
+            headers=relay.engine_headers(request.raw),
             body=body,
         )
-        if not body or "json" not in request.content_type:
-            if agent is None:
-                raise RefusedError(400, "model_missing", "name the model in a JSON body")
-            return Asked(agent=agent, errand=errand, streams=False)
-        document = _document(body)
-        named = document.get("model")
-        if agent is None:
-            if not isinstance(named, str):
-                raise RefusedError(400, "model_missing", "the body names no model")
-            agent = self._names.agent(named)
-        streams = document.get("stream") is True
-        changed = dict(document)
-        if named != agent and named is not None:
-            changed["model"] = agent
-        if streams and self._include_usage and to.path in _STREAMS:
-            options = document.get("stream_options")
-            changed["stream_options"] = {"include_usage": True} | (
-                options if isinstance(options, dict) else {}
-            )
-        if agent in self._manners:
-            changed = self._manners[agent].complete(changed, to.path)
-        if changed != document:
-            errand = replace(errand, body=json.dumps(changed).encode())
         return Asked(agent=agent, errand=errand, streams=streams)
 
-    async def _served(self, request: web.BaseRequest, asked: Asked) -> web.StreamResponse:
+    def _completed(self, document: dict[str, Any], agent: str, path: str) -> dict[str, Any]:
+        """The request as its engine gets it; `document` itself when nothing is another."""
+        changed = document
+        named = document.get("model")
+        if named is not None and named != agent:
+            changed = {**changed, "model": agent}
+        if self._include_usage and path in _STREAMS and document.get("stream") is True:
+            options = document.get("stream_options")
+            usage = {"include_usage": True} | (options if isinstance(options, dict) else {})
+            changed = {**changed, "stream_options": usage}
+        if agent in self._manners:
+            changed = self._manners[agent].complete(changed, path)
+        return changed
+
+    async def _served(self, exchange: Exchange, asked: Asked) -> None:
         """Wait for its turn and pass it through; again, where the engine went before it began to answer."""
-        waiting = _Waiting(request, asked.streams)
+        waiting = _Waiting(exchange, asked.streams)
         began = time.monotonic()
         left = TRIES
         while True:
@@ -161,18 +172,24 @@ class Front:
                 self._counts.queued(asked.agent, waited_s)
                 async with await relay.ask(self._upstream(granted.port), asked.errand) as answer:
                     headers = _of_waiting(granted, waited_s)
-                    renaming = self._renaming(asked.agent)
-                    response, status = await waiting.pass_on(answer, headers, renaming)
-                self._counts.answered(asked.agent, status)
-                return response  # noqa: TRY300 - it is the answer
+                    await waiting.pass_on(answer, headers, self._renaming(asked.agent))
             except UpstreamGoneError as gone:
                 if gone.began or not left:
-                    return await waiting.refused(relay.broken_off(gone))
+                    await self._refused(waiting, asked.agent, relay.broken_off(gone))
+                    return
                 await ticket.unanswered()
             except RefusedError as error:
-                return await waiting.refused(error)
+                await self._refused(waiting, asked.agent, error)
+                return
+            else:
+                self._counts.answered(asked.agent, answer.status)
+                return
             finally:
                 ticket.close()
+
+    async def _refused(self, waiting: _Waiting, agent: str, error: RefusedError) -> None:
+        self._counts.answered(agent, error.status)
+        await waiting.refused(error)
 
     def _renaming(self, agent: str) -> Renaming | None:
         manners = self._manners.get(agent)
@@ -188,32 +205,37 @@ class Front:
 
     # --- what the gateway answers itself ------------------------------------------------------------------
 
-    def _own(self, path: str, name: str | None) -> web.Response:
+    def _own(self, exchange: Exchange, path: str, name: str | None) -> None:
         match path:
             case "/health":
-                return web.json_response({"status": "ok"})
+                say(exchange, {"status": "ok"})
             case "/metrics":
-                return web.Response(body=self._counts.page(), headers={"Content-Type": CONTENT_TYPE})
+                exchange.answer(200, [(b"Content-Type", CONTENT_TYPE.encode())], self._counts.page())
             case "/unload":
                 self._doorkeeper.unload()
-                return web.json_response({"status": "unloading"}, status=202)
+                say(exchange, {"status": "unloading"}, status=202)
             case "/running":
                 present = [each for each in self._doorkeeper.agents() if each.state != "absent"]
-                return web.json_response({"running": [_model(each) for each in present]})
+                say(exchange, {"running": [_model(each) for each in present]})
+            case _:
+                self._models(exchange, name)
+
+    def _models(self, exchange: Exchange, name: str | None) -> None:
         models = [_model(each) for each in self._doorkeeper.agents()]
         if name is None:
-            return web.json_response({"object": "list", "data": models})
-        agent = self._names.agent(name)
-        return web.json_response(next(each for each in models if each["id"] == agent))
+            say(exchange, {"object": "list", "data": models})
+        else:
+            agent = self._names.agent(name)
+            say(exchange, next(each for each in models if each["id"] == agent))
 
 
 class _Waiting:
     """A client while it waits, and what it has been sent meanwhile."""
 
-    def __init__(self, request: web.BaseRequest, streams: bool) -> None:  # noqa: FBT001 - one fact of one request
-        self._request = request
+    def __init__(self, exchange: Exchange, streams: bool) -> None:  # noqa: FBT001 - one fact of one request
+        self._exchange = exchange
         self._streams = streams
-        self._response: web.StreamResponse | None = None
+        self._hears = False
 
     async def until_granted(self, ticket: Ticket) -> Granted:
         """Wait for the turn; a client of a stream hears comments. Raises RefusedError."""
@@ -225,64 +247,37 @@ class _Waiting:
                 async with asyncio.timeout(patience_s):
                     return await ticket.granted()
             except TimeoutError:
-                response = await self._begun()
-                await response.write(keep_alive(ticket.whereabouts()))
+                if not self._hears:
+                    self._hears = True
+                    self._exchange.begin(200, _STREAM_HEADERS)
+                await self._exchange.write(keep_alive(ticket.whereabouts()))
                 patience_s = KEEP_ALIVE_EVERY_S
 
-    async def pass_on(
-        self, answer: Answer, more: dict[str, str], renaming: Renaming | None
-    ) -> tuple[web.StreamResponse, int]:
+    async def pass_on(self, answer: Answer, more: list[Header], renaming: Renaming | None) -> None:
         """The engine's answer. In a stream that was begun, an answer that is no stream is an error event."""
-        if self._response is None:
-            return await relay.pass_on(self._request, answer, more, renaming)
-        if answer.status == 200:  # noqa: PLR2004 - HTTP's OK
-            await relay.body_into(self._response, answer, renaming)
-            return self._response, answer.status
-        whole = b""
-        while piece := await answer.piece():
-            whole += piece
-        await self._response.write(b"data: " + b" ".join(whole.splitlines()) + b"\n\n")
-        await self._response.write_eof()
-        return self._response, answer.status
+        if not self._hears:
+            await relay.pass_on(self._exchange, answer, more, renaming)
+        elif answer.status == 200:  # noqa: PLR2004 - HTTP's OK
+            await relay.body_into(self._exchange, answer, renaming)
+        else:
+            whole = b""
+            while piece := await answer.piece():
+                whole += piece
+            await self._exchange.write(b"data: " + b" ".join(whole.splitlines()) + b"\n\n")
+            self._exchange.end()
 
-    async def refused(self, error: RefusedError) -> web.StreamResponse:
-        """Tell it, as a response or as an event."""
-        if self._response is None:
-            if self._request.transport is None:
-                raise error
-            return refusal(error)
-        await self._response.write(error_event(error))
-        await self._response.write_eof()
-        return self._response
-
-    async def _begun(self) -> web.StreamResponse:
-        if self._response is None:
-            headers = {"Content-Type": EVENT_STREAM, "Cache-Control": "no-cache"}
-            self._response = web.StreamResponse(status=200, headers=headers)
-            await self._response.prepare(self._request)
-        return self._response
+    async def refused(self, error: RefusedError) -> None:
+        """Tell it, as an answer or as an event; who has part of an engine's answer is hung up on."""
+        if not self._exchange.began:
+            refuse(self._exchange, error)
+        elif self._hears:
+            await self._exchange.write(error_event(error))
+            self._exchange.end()
 
 
-async def _body(request: web.BaseRequest) -> bytes:
-    if request.content_length is not None and request.content_length > LARGEST_BODY_BYTES:
-        raise _too_large()
-    if (
-        request.content_length is not None and request.content.is_eof()
-    ):  # it came with the head, as nearly all do
-        return request.content.read_nowait()
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            return await request.read()
-    except web.HTTPRequestEntityTooLarge:
-        raise _too_large() from None
-    except TimeoutError:
-        raise RefusedError(
-            408, "body_timeout", f"the body did not come within {BODY_TIMEOUT_S:.0f} s"
-        ) from None
-
-
-def _too_large() -> RefusedError:
-    return RefusedError(413, "body_too_large", f"a body may have {LARGEST_BODY_BYTES >> 20} MiB")
+def _is_preflight(request: Request) -> bool:
+    """Whether a browser asks what a page may send."""
+    return request.method == "OPTIONS" and "origin" in request.headers
 
 
 def _document(body: bytes) -> dict[str, Any]:
@@ -295,13 +290,13 @@ def _document(body: bytes) -> dict[str, Any]:
     return document
 
 
-def _of_waiting(granted: Granted, waited_s: float) -> dict[str, str]:
+def _of_waiting(granted: Granted, waited_s: float) -> list[Header]:
     if granted.swap is None:
-        return {}
-    return {
-        "X-Agent-Manager-Waited-Ms": str(round(waited_s * 1000)),
-        "X-Agent-Manager-Swap": granted.swap,
-    }
+        return []
+    return [
+        (b"X-Agent-Manager-Waited-Ms", b"%d" % round(waited_s * 1000)),
+        (b"X-Agent-Manager-Swap", granted.swap.encode()),
+    ]
 
 
 def _model(agent: AgentNow) -> dict[str, object]:

@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from agent_manager.catalog.agents import Gateway
+    from agent_manager.gateway.messages import Header
 
 _HOST: Final = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\[\]:]+))(?::\d*)?", re.ASCII | re.IGNORECASE)
 _OWN_PAGES: Final = frozenset({"none", "same-origin"})
 """`Sec-Fetch-Site` of what a person typed, and of our own pages, of which there are none."""
-_EXPOSED: Final = "Retry-After, X-Agent-Manager-Swap, X-Agent-Manager-Waited-Ms"
+_EXPOSED: Final = b"Retry-After, X-Agent-Manager-Swap, X-Agent-Manager-Waited-Ms"
 _PREFLIGHT_AGE_S: Final = 600
 """How long a browser may remember what a page may send."""
 
@@ -40,45 +41,45 @@ class Guard:
     origins: frozenset[str] = frozenset()
 
     def check(self, headers: Mapping[str, str], *, open_to_all: bool = False) -> None:
-        """Raises RefusedError. `open_to_all`: needs no key (health)."""
-        self._check_host(headers.get("Host", ""))
-        origin = headers.get("Origin")
+        """Raises RefusedError. `headers` by name in lower case. `open_to_all`: needs no key (health)."""
+        self._check_host(headers.get("host", ""))
+        origin = headers.get("origin")
         if origin is not None and origin not in self.origins:
             raise RefusedError(403, "origin_refused", f"pages of {origin[:200]} may not talk to this gateway")
-        site = headers.get("Sec-Fetch-Site")
+        site = headers.get("sec-fetch-site")
         if origin is None and site is not None and site not in _OWN_PAGES:
             raise RefusedError(403, "origin_refused", "web pages may not talk to this gateway")
         if self.key is not None and not open_to_all:
             self._check_key(headers)
 
-    def preflight(self, headers: Mapping[str, str]) -> dict[str, str]:
+    def preflight(self, headers: Mapping[str, str]) -> tuple[Header, ...]:
         """What a browser is told that asks, on behalf of a page that passed `check`, what the page may send.
 
         The rules are those of the Fetch standard; the last is of Private Network Access, for pages from elsewhere.
         """
         allowed = {
             "Access-Control-Allow-Methods": "GET, POST, DELETE",
-            "Access-Control-Allow-Headers": headers.get("Access-Control-Request-Headers", ""),
+            "Access-Control-Allow-Headers": headers.get("access-control-request-headers", ""),
             "Access-Control-Max-Age": str(_PREFLIGHT_AGE_S),
         }
-        if headers.get("Access-Control-Request-Private-Network") == "true":
+        if headers.get("access-control-request-private-network") == "true":
             allowed["Access-Control-Allow-Private-Network"] = "true"
-        return {name: value for name, value in allowed.items() if value}
+        return tuple((name.encode(), value.encode("latin-1")) for name, value in allowed.items() if value)
 
-    def shown_to(self, headers: Mapping[str, str]) -> dict[str, str]:
+    def shown_to(self, headers: Mapping[str, str]) -> tuple[Header, ...]:
         """The headers of an answer that let the page that asked read it; none for anybody else."""
-        origin = headers.get("Origin")
+        origin = headers.get("origin")
         if origin is None or origin not in self.origins:
-            return {}
-        return {
-            "Access-Control-Allow-Origin": origin,
-            "Access-Control-Expose-Headers": _EXPOSED,
-            "Vary": "Origin",
-        }
+            return ()
+        return (
+            (b"Access-Control-Allow-Origin", origin.encode("latin-1")),
+            (b"Access-Control-Expose-Headers", _EXPOSED),
+            (b"Vary", b"Origin"),
+        )
 
     def _check_host(self, host: str) -> None:
-        name = _host_name(host)
-        if _is_loopback(name):
+        name, is_loopback = _named(host)
+        if is_loopback:
             return
         # Behind a key the gateway listens to others, who name it by its address or by its name in their network.
         if self.key is not None and name:
@@ -86,9 +87,9 @@ class Guard:
         raise RefusedError(403, "host_refused", "this gateway answers to localhost only")
 
     def _check_key(self, headers: Mapping[str, str]) -> None:
-        scheme, _, given = headers.get("Authorization", "").partition(" ")
+        scheme, _, given = headers.get("authorization", "").partition(" ")
         shown = given.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        if not hmac.compare_digest(shown.encode("utf-8", "surrogateescape"), (self.key or "").encode()):
+        if not hmac.compare_digest(shown.encode("latin-1"), (self.key or "").encode()):
             raise RefusedError(401, "wrong_api_key", "this gateway needs its API key as a bearer token")
 
 
@@ -122,17 +123,16 @@ def read_key(settings: Gateway, environ: Mapping[str, str], warn: Callable[[str]
 
 
 @functools.lru_cache(maxsize=64)
-def _is_loopback(name: str) -> bool:
-    """Whether a `Host` is this machine's: by its name, or by an address, which nobody can bend elsewhere."""
-    if name == "localhost":
-        return True
-    try:
-        return ip_address(name).is_loopback
-    except ValueError:
-        return False
+def _named(host: str) -> tuple[str, bool]:
+    """The name in a `Host` ("" for what is no host), and whether it is this machine's.
 
-
-def _host_name(host: str) -> str:
-    """`[::1]:8000` → `::1`; "" for what is no host."""
+    `[::1]:8000` → `::1`. By its name, or by an address, which nobody can bend elsewhere.
+    """
     found = _HOST.fullmatch(host)
-    return (found[1] or found[2]).lower() if found else ""
+    name = (found[1] or found[2]).lower() if found else ""
+    if name == "localhost":
+        return name, True
+    try:
+        return name, ip_address(name).is_loopback
+    except ValueError:
+        return name, False

@@ -1,33 +1,35 @@
-"""One client's connection: aiohttp's, with a time for heads, plain words for what is no HTTP, and a way out.
+"""One client's connection: requests in, over httptools, and their answers out, one after another.
 
-aiohttp waits for a head as long as for the next request, answers what it cannot read with the line in question, and
-logs it: a key may stand there.
+A leg of our own, as to the engines: a general server spends on each request twice what all of ours takes. The
+parser is llhttp, as in Node. Added here is what keeps a client from costing more than it should: a time for each
+part of a request, bounds on what is taken in, and that it hears why before it is hung up on.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from http import HTTPStatus
+from collections import deque
+from enum import Enum, auto
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import Final, Protocol, cast
 
-from aiohttp import web
-from aiohttp.http_exceptions import LineTooLong
+import httptools
 
-from agent_manager.gateway.replies import error_body, refusal
+from agent_manager.gateway import messages
+from agent_manager.gateway.exchange import Exchange
+from agent_manager.gateway.messages import Header, Request, body_too_large, head_too_large, understood
+from agent_manager.gateway.replies import refuse
 from agent_manager.gateway.tickets import RefusedError
-
-if TYPE_CHECKING:
-    from collections.abc import Coroutine, Mapping
 
 IDLE_S: Final = 75.0
 """How long a client's connection may idle between requests: nginx's default."""
 HEAD_TIMEOUT_S: Final = 10.0
 """How long a request's head may take, from its first byte; a new connection's from its beginning."""
-LARGEST_HEADER_BYTES: Final = 8 << 10
-"""Of the first line, and of each header."""
-HEADERS: Final = 64
+BODY_TIMEOUT_S: Final = 60.0
+"""How long a request with a body may take, from its first byte."""
+LINGER_S: Final = 5.0
+"""How long a client that was refused may go on sending: hung up on at once, it might lose the answer."""
 
 _log = logging.getLogger(__name__)
 
@@ -47,144 +49,293 @@ class Host(Protocol):
         """It hung up, and what answered it has ended."""
         ...
 
+    def admit(self, request: Request) -> None:
+        """Look at a request whose body has not been read. Raises RefusedError, and the body is not."""
+        ...
 
-class PageRequest(web.BaseRequest):
-    """A request that a web page may have sent: `shown` are the headers that let the page read the answer."""
+    def shown_to(self, request: Request) -> tuple[Header, ...]:
+        """Headers that every answer to this request has."""
+        ...
 
-    shown: Mapping[str, str]
+    async def answer(self, request: Request, exchange: Exchange) -> None:
+        """Answer it to its end. May raise RefusedError as long as nothing was sent."""
+        ...
 
-    async def _prepare_hook(self, response: web.StreamResponse) -> None:
-        response.headers.update(self.shown)
+
+class _Phase(Enum):
+    """What is expected of the client."""
+
+    HEAD = auto()
+    BODY = auto()
+    NOTHING = auto()
+    """What it still sends is not looked at."""
 
 
-class Guest(web.RequestHandler):
+class Guest(asyncio.Protocol):
     """One client. `host` is told when it comes and goes."""
 
-    def __init__(self, server: web.Server, host: Host) -> None:
-        super().__init__(
-            server,
-            loop=asyncio.get_running_loop(),
-            keepalive_timeout=IDLE_S,
-            access_log=None,  # type: ignore[arg-type] # aiohttp's way to say: none
-            max_line_size=LARGEST_HEADER_BYTES,
-            max_field_size=LARGEST_HEADER_BYTES,
-            max_headers=HEADERS,
-            auto_decompress=False,
-        )
+    def __init__(self, host: Host) -> None:
         self._host = host
-        self._wire: asyncio.Transport | None = None
-        self._head_began: float | None = None
-        self._heard = False
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._parser: httptools.HttpRequestParser | None = None
+        self._phase = _Phase.HEAD
+        self._since_s = self._loop.time()
+        self._unmoved_bytes = 0
+        self._moved = False
+        self._served = False
+        self._upgrades = False
+        self._target = b""
+        self._raw: list[Header] = []
+        self._request: Request | None = None
+        self._body: bytes | bytearray = b""
+        self._queue: deque[tuple[Request | RefusedError, Exchange]] = deque()
+        self._task: asyncio.Task[None] | None = None
+        self._leaving = False
+        self._refused = False
+        self._writable: asyncio.Future[None] | None = None
+
+    # --- what the host does -------------------------------------------------------------------------------
 
     def leave(self) -> None:
-        """Hang up when the running request is over; at once when there is none."""
-        idle = self._waiter is not None and not self._waiter.done()
-        self.close()
-        if idle:
-            self.force_close()
+        """Hang up when what was asked is answered; at once when nothing was."""
+        self._leaving = True
+        if self._task is None and self._phase is not _Phase.BODY:
+            self._hang_up()
 
     def cut(self) -> None:
         """Hang up now; what answers it is cancelled."""
-        if self._wire is not None:
-            self._wire.abort()
-
-    def head_came(self) -> None:
-        """A head is complete, or is known to be wrong."""
-        self._heard = False
-        self._head_began = None
+        if self._transport is not None:
+            self._transport.abort()
 
     def hurry(self) -> None:
-        """Hang up if a head has taken too long."""
-        if self._waiter is None or self._waiter.done() or self._wire is None:
-            return  # a request runs
-        if self._head_began is None or self._loop.time() - self._head_began < HEAD_TIMEOUT_S:
+        """Hang up if it has taken too long for what is expected of it."""
+        if self._task is not None:
             return
-        if self._heard:
-            message = f"the headers did not come within {HEAD_TIMEOUT_S:.0f} s"
-            self._wire.write(_bare(RefusedError(408, "headers_timeout", message)))
-        self.force_close()
+        waited_s = self._loop.time() - self._since_s
+        if self._phase is _Phase.NOTHING:
+            if waited_s >= LINGER_S:
+                self.cut()
+        elif self._phase is _Phase.BODY:
+            if waited_s >= BODY_TIMEOUT_S:
+                self._refuse(
+                    RefusedError(408, "body_timeout", f"the body did not come within {BODY_TIMEOUT_S:.0f} s")
+                )
+        elif self._unmoved_bytes:
+            if waited_s >= HEAD_TIMEOUT_S:
+                text = f"the headers did not come within {HEAD_TIMEOUT_S:.0f} s"
+                self._refuse(RefusedError(408, "headers_timeout", text))
+        elif waited_s >= (IDLE_S if self._served else HEAD_TIMEOUT_S):
+            self._hang_up()
+
+    # --- what an exchange does ----------------------------------------------------------------------------
+
+    @property
+    def ending(self) -> bool:
+        """Whether the exchange that is answered now is the last; see Connection."""
+        return self._leaving and not self._queue
+
+    def send(self, data: bytes) -> None:
+        """Send it; see Connection."""
+        if self._transport is not None:
+            self._transport.write(data)
+
+    async def drained(self) -> None:
+        """Wait until the client has taken most; see Connection."""
+        if self._writable is not None:
+            await self._writable
 
     # --- asyncio.Protocol ---------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take it in, or turn it away."""
-        self._wire = cast("asyncio.Transport", transport)
+        self._transport = cast("asyncio.Transport", transport)
         refused = self._host.refusal_of()
         if refused is not None:
-            self._wire.write(_bare(refused))
-            self._wire.close()
-            self.force_close()
+            refuse(Exchange(self, None, last=True), refused)
+            self._transport.close()
             return
+        self._parser = httptools.HttpRequestParser(self)
         self._host.came(self)
-        self._head_began = self._loop.time()
-        super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes of a head or of a body. A head's time begins with its first."""
-        if data and self._waiter is not None:
-            self._heard = True
-            if self._head_began is None:
-                self._head_began = self._loop.time()
-        super().data_received(data)
+        """Bytes of a head or of a body, or of several of them."""
+        if self._phase is _Phase.NOTHING or self._parser is None:
+            return
+        if self._phase is _Phase.HEAD and not self._unmoved_bytes:
+            self._since_s = self._loop.time()
+        self._moved = False
+        try:
+            try:
+                self._parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                self._ignore_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self._refuse(RefusedError(400, "invalid_http", "this is not HTTP as it should be"))
+        self._unmoved_bytes = 0 if self._moved else self._unmoved_bytes + len(data)
+        if self._unmoved_bytes > messages.LARGEST_HEAD_BYTES:
+            self._refuse(head_too_large())
 
-    def connection_lost(self, exc: BaseException | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's
         """It counts until what answers it has ended."""
-        self._wire = None
-        answering = self._task_handler
-        super().connection_lost(exc)
-        if answering is None or answering.done():
+        self._transport = self._parser = None
+        self._phase = _Phase.NOTHING
+        self._queue.clear()
+        self.resume_writing()
+        if self._task is None:
             self._host.went(self)
         else:
-            answering.add_done_callback(lambda _: self._host.went(self))
+            self._task.add_done_callback(lambda _: self._host.went(self))
+            self._task.cancel()
 
-    # --- aiohttp ------------------------------------------------------------------------------------------
+    def pause_writing(self) -> None:
+        """Its client reads slowly."""
+        self._writable = self._loop.create_future()
 
-    def finish_response(
-        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
-    ) -> Coroutine[Any, Any, tuple[web.StreamResponse, bool]]:
-        """Send the rest of an answer. One that would follow a part of another is not begun: hanging up says more."""
-        if request.writer.output_size and not resp.prepared:
-            raise ConnectionResetError("part of another answer has been sent")
-        return super().finish_response(request, resp, start_time)
+    def resume_writing(self) -> None:
+        """It has caught up."""
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+        self._writable = None
 
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,  # noqa: ARG002 - it repeats what was sent
-    ) -> web.StreamResponse:
-        """What is no HTTP, or an error of ours. Neither the answer nor the log says what was sent."""
-        if status == HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(exc, ConnectionError):
-            self.log_exception(exc_info=exc)
-        if request.writer.output_size > 0:
-            raise ConnectionError("part of an answer has been sent")
-        if isinstance(exc, LineTooLong):
-            text = f"a line of the headers is longer than {LARGEST_HEADER_BYTES} bytes"
-            error = RefusedError(431, "headers_too_large", text)
-        elif status < HTTPStatus.INTERNAL_SERVER_ERROR:
-            error = RefusedError(status, "invalid_http", "this is not HTTP as it should be")
+    # --- httptools ----------------------------------------------------------------------------------------
+
+    def on_url(self, url: bytes) -> None:
+        """A part of the target."""
+        self._target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header, or a trailer behind a body."""
+        if self._phase is _Phase.HEAD:
+            self._raw.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        """The head is there; its body may be wanted."""
+        parser = self._parser
+        if self._phase is not _Phase.HEAD or parser is None:
+            return
+        self._moved = True
+        request: Request | None = None
+        try:
+            version = parser.get_http_version()
+            request = understood(parser.get_method().decode("ascii"), self._target, version, self._raw)
+            self._host.admit(request)
+        except RefusedError as error:
+            self._refuse(error, request)
+            return
+        finally:
+            self._target, self._raw = b"", []
+        self._request, self._phase = request, _Phase.BODY
+        self._upgrades = parser.should_upgrade()
+        if "expect" in request.headers and request.headers["expect"].lower() == "100-continue":
+            self._go_on(request)
+
+    def _go_on(self, request: Request) -> None:
+        """Its client waits for this before it sends the body; not for long, so it can be left out."""
+        if self._task is None and not request.old:
+            self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, piece: bytes) -> None:
+        """A part of the body."""
+        if self._phase is not _Phase.BODY:
+            return
+        self._moved = True
+        if not self._body:
+            self._body = piece
         else:
-            error = RefusedError(status, "internal_error", "the gateway failed; its log says where")
-        response = refusal(error)
-        response.force_close()
-        return response
+            if isinstance(self._body, bytes):
+                self._body = bytearray(self._body)
+            self._body += piece
+        if len(self._body) > messages.LARGEST_BODY_BYTES:
+            self._refuse(body_too_large(), self._request)
 
-    def log_exception(self, *_: object, exc_info: BaseException | None = None, **__: object) -> None:
-        """Log what kind of error of ours it was and where, not its text: that may be a client's."""
-        trace = exc_info.__traceback__ if exc_info is not None else None
-        while trace is not None and trace.tb_next is not None:
-            trace = trace.tb_next
-        where = f" at {Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else ""
-        _log.error("a request failed: %s%s", type(exc_info).__name__, where)
+    def on_message_complete(self) -> None:
+        """All of a request is there."""
+        request, parser = self._request, self._parser
+        if self._phase is not _Phase.BODY or request is None or parser is None or self._upgrades:
+            return
+        self._moved = True
+        request.body, self._body, self._request = bytes(self._body), b"", None
+        last = request.old or not parser.should_keep_alive()
+        self._phase = _Phase.NOTHING if last else _Phase.HEAD
+        self._enqueue(request, Exchange(self, request, last=last, more=self._host.shown_to(request)))
+
+    def _ignore_upgrade(self, rest: bytes) -> None:
+        """Nobody gets another protocol here: the request is answered as if it had not asked, and is the last.
+
+        The parser hands back what follows such a head, the body too; another one reads that.
+        """
+        if self._request is None:
+            return
+        lines = b"".join(b"%b: %b\r\n" % header for header in self._request.raw if header[0] in _FRAMING)
+        self._upgrades = False
+        self._parser = httptools.HttpRequestParser(self)
+        self._parser.feed_data(b"POST / HTTP/1.1\r\nConnection: close\r\n" + lines + b"\r\n" + rest)
+
+    # --- one after another --------------------------------------------------------------------------------
+
+    def _refuse(self, error: RefusedError, request: Request | None = None) -> None:
+        """Answer with that after what was asked before, and read no more."""
+        if self._phase is not _Phase.NOTHING:
+            self._phase, self._request, self._body, self._refused = _Phase.NOTHING, None, b"", True
+            more = self._host.shown_to(request) if request is not None else ()
+            self._enqueue(error, Exchange(self, request, last=True, more=more))
+
+    def _enqueue(self, asked: Request | RefusedError, exchange: Exchange) -> None:
+        self._queue.append((asked, exchange))
+        if self._task is None:
+            self._task = self._loop.create_task(self._answer_all())
+        elif self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()  # who sends the next before the answer can wait for it
+
+    async def _answer_all(self) -> None:
+        last = False
+        while self._queue and not last:
+            asked, exchange = self._queue.popleft()
+            await self._answer(asked, exchange)
+            last = exchange.last
+        self._task = None
+        self._served, self._since_s = True, self._loop.time()
+        if self._transport is None or self._transport.is_closing():
+            return
+        if last or self._leaving:
+            self._hang_up()
+        else:
+            self._transport.resume_reading()
+
+    async def _answer(self, asked: Request | RefusedError, exchange: Exchange) -> None:
+        if isinstance(asked, RefusedError):
+            refuse(exchange, asked)
+            return
+        try:
+            await self._host.answer(asked, exchange)
+        except RefusedError as error:
+            refuse(exchange, error)
+        except Exception as error:  # noqa: BLE001 - the top of a task
+            _log_error(error)
+            exchange.last = True
+            refuse(exchange, RefusedError(500, "internal_error", "the gateway failed; its log says where"))
+        if not exchange.ended:
+            self.cut()  # what was sent is not all, and must not look so
+
+    def _hang_up(self) -> None:
+        """No more answers. A client that was refused in the middle of what it sends gets the time to read why."""
+        if self._transport is None:
+            return
+        if self._refused and not self._leaving:
+            self._transport.write_eof()
+            self._transport.resume_reading()
+        else:
+            self._transport.close()
 
 
-def _bare(error: RefusedError) -> bytes:
-    """An answer to a client that is not listened to."""
-    body = error_body(error)
-    retry = f"Retry-After: {error.retry_after_s}\r\n" if error.retry_after_s is not None else ""
-    head = (
-        f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\nContent-Type: application/json\r\n"
-        f"{retry}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-    )
-    return head.encode() + body
+_FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
+
+
+def _log_error(error: Exception) -> None:
+    """What kind of error of ours it was and where, not its text: that may be a client's."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = f" at {Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else ""
+    _log.error("a request failed: %s%s", type(error).__name__, where)

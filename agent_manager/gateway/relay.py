@@ -5,18 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from aiohttp import web
-from multidict import CIMultiDict
-
-from agent_manager.gateway.replies import EVENT_STREAM, error_event
+from agent_manager.gateway.replies import error_event
 from agent_manager.gateway.tickets import RefusedError
 from agent_manager.gateway.upstream import UpstreamGoneError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
+    from agent_manager.gateway.exchange import Exchange
+    from agent_manager.gateway.messages import Header
     from agent_manager.gateway.renaming import Renaming
-    from agent_manager.gateway.upstream import Answer, Header, Upstream
+    from agent_manager.gateway.upstream import Answer, Upstream
 
 _HOP_BY_HOP: Final = frozenset(
     {
@@ -32,6 +31,7 @@ _HOP_BY_HOP: Final = frozenset(
     }
 )
 """RFC 9110, section 7.6.1, and what clients made up; they are about one connection."""
+_ABOUT_THIS_LEG: Final = _HOP_BY_HOP | {b"content-length"}
 _OURS: Final = _HOP_BY_HOP | {
     b"accept-encoding",  # an engine does not compress, and must not begin to
     b"authorization",  # the gateway's key is not the engine's business
@@ -50,21 +50,20 @@ class Errand:
 
     method: str
     target: str
-    headers: tuple[Header, ...]
+    headers: list[Header]
     body: bytes
 
 
-def engine_headers(raw: Iterable[Header]) -> tuple[Header, ...]:
-    """A client's headers, without what is between it and us."""
+def engine_headers(raw: Iterable[Header]) -> list[Header]:
+    """A client's headers (names in lower case), without what is between it and us."""
     kept: list[Header] = []
     named: set[bytes] = set()
     for header in raw:
-        name = header[0].lower()
-        if name not in _OURS:
+        if header[0] not in _OURS:
             kept.append(header)
-        elif name == b"connection":
-            named.update(word.strip().lower() for word in header[1].split(b","))
-    return tuple(each for each in kept if each[0].lower() not in named) if named else tuple(kept)
+        elif header[0] == b"connection":
+            named.update(word.strip() for word in header[1].lower().split(b","))
+    return [each for each in kept if each[0] not in named] if named else kept
 
 
 async def ask(upstream: Upstream, errand: Errand) -> Answer:
@@ -75,46 +74,39 @@ async def ask(upstream: Upstream, errand: Errand) -> Answer:
 
 
 async def pass_on(
-    request: web.BaseRequest, answer: Answer, more: Mapping[str, str], renaming: Renaming | None = None
-) -> tuple[web.StreamResponse, int]:
-    """The engine's answer as it is, status, headers and body, with `more` headers; and its status.
+    exchange: Exchange, answer: Answer, more: Iterable[Header], renaming: Renaming | None = None
+) -> None:
+    """The engine's answer as it is, status, headers and body, with `more` headers.
 
     Only the name in it may be another (`renaming`). An answer that breaks off ends an event stream with an error
     event, and any other in the middle.
     """
-    headers = [
-        (name.decode("latin-1"), value.decode("latin-1"))
-        for name, value in answer.headers
-        if name.lower() not in _HOP_BY_HOP and name.lower() != b"content-length"
-    ]
-    headers += more.items()
+    headers = [header for header in answer.headers if header[0] not in _ABOUT_THIS_LEG]
+    headers += more
     if answer.complete:  # short answers, which are most: one write
         body = await answer.piece()
         if renaming is not None:
             body = renaming.feed(body) + renaming.end()
-        return web.Response(status=answer.status, body=body, headers=CIMultiDict(headers)), answer.status
-    response = web.StreamResponse(status=answer.status, headers=CIMultiDict(headers))
-    length = next((value for name, value in answer.headers if name.lower() == b"content-length"), None)
-    if length is not None and renaming is None:
-        response.content_length = int(length)
-    await response.prepare(request)
-    await body_into(response, answer, renaming)
-    return response, answer.status
+        exchange.answer(answer.status, headers, body)
+        return
+    length = next((int(value) for name, value in answer.headers if name == b"content-length"), None)
+    exchange.begin(answer.status, headers, length if renaming is None else None)
+    await body_into(exchange, answer, renaming)
 
 
-async def body_into(response: web.StreamResponse, answer: Answer, renaming: Renaming | None = None) -> None:
+async def body_into(exchange: Exchange, answer: Answer, renaming: Renaming | None = None) -> None:
     """Copy what comes. An event stream that breaks off is ended with an error event; another one raises."""
     try:
         while piece := await answer.piece():
             if passed := renaming.feed(piece) if renaming else piece:
-                await response.write(passed)
+                await exchange.write(passed)
         if renaming and (passed := renaming.end()):
-            await response.write(passed)
+            await exchange.write(passed)
     except UpstreamGoneError as gone:
-        if not response.content_type.startswith(EVENT_STREAM):
+        if not answer.is_event_stream:
             raise
-        await response.write(error_event(broken_off(gone)))
-    await response.write_eof()
+        await exchange.write(error_event(broken_off(gone)))
+    exchange.end()
 
 
 def broken_off(gone: UpstreamGoneError) -> RefusedError:

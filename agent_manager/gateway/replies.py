@@ -1,22 +1,33 @@
-"""What the gateway itself answers: errors in OpenAI's shape, marked as its own, and SSE for who waits."""
+"""What the gateway itself answers: JSON, errors in OpenAI's shape, marked as its own, and SSE for who waits."""
 
 from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING, Final
 
-from aiohttp import web
-
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
+    from agent_manager.gateway.exchange import Exchange
     from agent_manager.gateway.tickets import RefusedError, Whereabouts
 
 SOURCE: Final = "agent-manager"
 """Says that an error is the gateway's and not the engine's."""
-EVENT_STREAM: Final = "text/event-stream"
+EVENT_STREAM: Final = b"text/event-stream"
+_JSON: Final = (b"Content-Type", b"application/json")
 _TYPES: Final = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error",
                  404: "not_found_error", 413: "invalid_request_error", 429: "rate_limit_error"}  # fmt: skip
+
+
+def say(exchange: Exchange, document: object, *, status: int = 200) -> None:
+    """Answer with a JSON document."""
+    exchange.answer(status, [_JSON], json.dumps(document).encode())
+
+
+def refuse(exchange: Exchange, error: RefusedError) -> None:
+    """Answer with the error; nothing where part of an answer has been sent."""
+    if not exchange.began:
+        retry_s = error.retry_after_s
+        more = [] if retry_s is None else [(b"Retry-After", b"%d" % retry_s)]
+        exchange.answer(error.status, [_JSON, *more], error_body(error))
 
 
 def error_body(error: RefusedError) -> bytes:
@@ -29,16 +40,6 @@ def error_body(error: RefusedError) -> bytes:
         "source": SOURCE,
     }
     return json.dumps({"error": said}).encode()
-
-
-def refusal(error: RefusedError, headers: Mapping[str, str] | None = None) -> web.Response:
-    """The error as a response of its own."""
-    more = dict(headers or {})
-    if error.retry_after_s is not None:
-        more["Retry-After"] = str(error.retry_after_s)
-    return web.Response(
-        status=error.status, body=error_body(error), content_type="application/json", headers=more
-    )
 
 
 def error_event(error: RefusedError) -> bytes:

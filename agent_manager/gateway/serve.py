@@ -84,7 +84,7 @@ async def serve(
             counts=counts,
             include_usage=settings.include_usage,
         )
-        async with Doors(settings.host, front.door, guard) as doors:
+        async with Doors(settings.host, front) as doors:
             steward = Steward(host=host, crew=crew, keeper=keeper, front=front, doors=doors, ears=ears)
             gateway = _Gateway(keeper=keeper, front=front, doors=doors, steward=steward)
             async with Control(host.state.card(card) / SOCKET, steward, keeper) as control:
@@ -219,11 +219,11 @@ async def _opening(
         state = following(
             total_bytes=total_bytes, arriving=arriving, leaving=leaving, drain_timeout_s=DRAIN_TIMEOUT_S
         )
-        return replace(state, desk=desk), ev.AwaitReady(occupant=arriving, restoring=False)
+        return state._replace(desk=desk), ev.AwaitReady(occupant=arriving, restoring=False)
     state = State(total_bytes=total_bytes, desk=desk, drain_timeout_s=DRAIN_TIMEOUT_S)
     if taken.resident is not None:
         agent = taken.resident.instance.spec.agent
-        state = replace(state, resident=occupant_of(taken.resident.instance.spec))
+        state = state._replace(resident=occupant_of(taken.resident.instance.spec))
         if taken.resident.wanted:
             listener(Remark(message=f"{agent} is on the card and stays"))
         else:
@@ -236,7 +236,7 @@ async def _opening(
             outcome = await controller.run(state, ev.Wanted(goal=None, drain_timeout_s=DRAIN_TIMEOUT_S))
             if outcome.result is not ev.Result.DONE:
                 raise as_error(outcome.reason)
-            state = replace(state, resident=None)
+            state = state._replace(resident=None)
             preload = preload or agent
     goal = crew.goal(preload)
     return state, ev.Wanted(goal=goal) if goal else None

@@ -220,7 +220,6 @@ class Steward:
             guard=guard,
             include_usage=settings.include_usage,
         )
-        self._doors.renew(guard)
         closing = asyncio.create_task(self._doors.turn_to(ports, within_s=LAST_REQUESTS_S))
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Final, Self
 import httptools
 
 from agent_manager.engines.base import LOOPBACK
+from agent_manager.gateway.replies import EVENT_STREAM
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-Header = tuple[bytes, bytes]
+    from agent_manager.gateway.messages import Header
 
 CONNECT_TIMEOUT_S: Final = 5.0
 PIECES_HELD: Final = 64
@@ -100,12 +101,17 @@ class Answer:
 
     @property
     def headers(self) -> list[Header]:
-        """Its headers as they came."""
+        """Its headers, names in lower case."""
         return self._connection.headers
 
     @property
+    def is_event_stream(self) -> bool:
+        """Whether it is made of server-sent events."""
+        return any(name == b"content-type" and value.startswith(EVENT_STREAM) for name, value in self.headers)
+
+    @property
     def complete(self) -> bool:
-        """Whether all of it has come, `whole` returns at once then."""
+        """Whether all of it has come; `piece` returns at once then."""
         return self._connection.complete
 
     async def piece(self) -> bytes:
@@ -132,11 +138,12 @@ class _Connection(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self._lost: Exception | None = None
         self._paused = False
+        self._parser = httptools.HttpResponseParser(self)
+        self._pieces: list[bytes] = []
+        self._busy = False
         self._start()
 
     def _start(self) -> None:
-        self._parser = httptools.HttpResponseParser(self)
-        self._pieces: list[bytes] = []
         self._head_bytes = 0
         self.headers: list[Header] = []
         self.status = 0
@@ -160,6 +167,7 @@ class _Connection(asyncio.Protocol):
         if self._transport is None:
             raise AssertionError("not connected")
         self._start()
+        self._busy = True
         self._transport.writelines((head, body)) if body else self._transport.write(head)
         while not self.status and not self._lost:
             await self._something()
@@ -197,6 +205,9 @@ class _Connection(asyncio.Protocol):
         self._transport = transport  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
+        if not self._busy:
+            self.close()  # nobody asked; it must not be taken for the next answer
+            return
         self.unanswered = False
         try:
             self._parser.feed_data(data)
@@ -222,26 +233,31 @@ class _Connection(asyncio.Protocol):
         self._wake()
 
     def _framed(self) -> bool:
-        return any(name.lower() in _FRAMING for name, _ in self.headers)
+        return any(name in _FRAMING for name, _ in self.headers)
 
     # --- httptools ----------------------------------------------------------------------------------------
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name, value))
+        if not self.status:  # behind the body they are trailers
+            self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
-        if status >= 200:  # noqa: PLR2004 - HTTP's first final answer; those below come before it
+        if self.complete:
+            self.close()  # two answers to one request
+        elif status >= 200:  # noqa: PLR2004 - HTTP's first final answer; those below come before it
             self.status = status
         else:
             self.headers = []
 
     def on_body(self, body: bytes) -> None:
-        self._pieces.append(body)
+        if not self.complete:
+            self._pieces.append(body)
 
     def on_message_complete(self) -> None:
-        if self.status:
+        if self.status and not self.complete:
             self.complete = True
+            self._busy = False
             self._kept = self._parser.should_keep_alive()  # it forgets with the next byte
 
 

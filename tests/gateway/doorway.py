@@ -113,7 +113,7 @@ async def doorway(
             include_usage=False,
         )
         try:
-            async with Doors("127.0.0.1", front.door, guard) as doors:
+            async with Doors("127.0.0.1", front) as doors:
                 await doors.turn_to({port: None})
                 yield Doorway(port, served, doors, keeper)
         finally:

@@ -12,11 +12,10 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from aiohttp import web
 
 from agent_manager.errors import HostNotReady, PortInUse
 from agent_manager.gateway import doors as module
-from agent_manager.gateway import front, guest
+from agent_manager.gateway import guest, messages
 from agent_manager.gateway.doors import Doors
 from agent_manager.gateway.guard import Guard
 
@@ -24,21 +23,27 @@ from .doorway import BODY, HOST, JSON, LIMIT_S, Doorway, Raw, answers, doorway, 
 from .wire import STREAM_END, STREAM_HEAD, Heard, Wire, answer, chunk
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator
 
+    from agent_manager.gateway.exchange import Exchange
+    from agent_manager.gateway.messages import Header, Request
     from tests.conftest import FreePort
 
 SHORT_S = 0.2
 HEALTH = request(b"/health", method=b"GET", body=b"")
 
 
-def saying(agent: str | None) -> Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]:
+class Saying:
     """Answers with the agent whose door it is."""
 
-    async def answerer(_: web.BaseRequest) -> web.StreamResponse:
-        return web.Response(text=f"<{agent}>")
+    def admit(self, request: Request) -> None:
+        pass
 
-    return answerer
+    def shown_to(self, _: Request) -> tuple[Header, ...]:
+        return ()
+
+    async def answer(self, _: Request, exchange: Exchange, agent: str | None) -> None:
+        exchange.answer(200, [], f"<{agent}>".encode())
 
 
 async def asked(port: int, host: str = "127.0.0.1") -> bytes:
@@ -72,7 +77,7 @@ async def talking(way: Doorway) -> AsyncIterator[Raw]:
 class TestListening:
     async def test_each_port_leads_to_its_agent_and_to_another_when_told(self, free_port: FreePort) -> None:
         one, two, three = free_port(), free_port(), free_port()
-        async with Doors("127.0.0.1", saying, Guard()) as doors:
+        async with Doors("127.0.0.1", Saying()) as doors:
             await doors.turn_to({one: None, two: "dev"})
             assert [await asked(one), await asked(two)] == [b"<None>", b"<dev>"]
             await doors.turn_to({one: None, two: "po", three: "dev"})
@@ -86,7 +91,7 @@ class TestListening:
 
     async def test_a_port_keeps_its_connections_when_it_leads_elsewhere(self, free_port: FreePort) -> None:
         port = free_port()
-        async with Doors("127.0.0.1", saying, Guard()) as doors:
+        async with Doors("127.0.0.1", Saying()) as doors:
             raw: Raw | None = None
             said = []
             for agent in ("dev", "po"):
@@ -102,7 +107,7 @@ class TestListening:
         open_now, new = free_port(), free_port()
         with socket.create_server(("127.0.0.1", 0)) as theirs:
             taken = theirs.getsockname()[1]
-            async with Doors("127.0.0.1", saying, Guard()) as doors:
+            async with Doors("127.0.0.1", Saying()) as doors:
                 await doors.turn_to({open_now: "dev"})
                 with pytest.raises(PortInUse, match=rf"port {taken} is in use by .*\(pid {os.getpid()}\)"):
                     await doors.turn_to({new: "po", taken: None})
@@ -111,14 +116,14 @@ class TestListening:
                     await asked(new)
 
     async def test_an_address_that_is_not_ours_is_told(self, free_port: FreePort) -> None:
-        async with Doors("192.0.2.1", saying, Guard()) as doors:  # kept for documentation, RFC 5737
+        async with Doors("192.0.2.1", Saying()) as doors:  # kept for documentation, RFC 5737
             with pytest.raises(HostNotReady, match="cannot listen on port"):
                 await doors.turn_to({free_port(): None})
 
     async def test_localhost_is_every_loopback_there_is(self, free_port: FreePort) -> None:
         port = free_port()
         families = {each[0] for each in socket.getaddrinfo("localhost", port, type=socket.SOCK_STREAM)}
-        async with Doors("localhost", saying, Guard()) as doors:
+        async with Doors("localhost", Saying()) as doors:
             await doors.turn_to({port: None})
             assert await asked(port) == b"<None>"
             if socket.AF_INET6 in families and _has_ipv6():
@@ -244,7 +249,8 @@ class TestSlowClients:
     async def test_a_body_that_does_not_come(
         self, free_port: FreePort, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(front, "BODY_TIMEOUT_S", SHORT_S)
+        hurry(monkeypatch)
+        monkeypatch.setattr(guest, "BODY_TIMEOUT_S", SHORT_S)
         async with doorway(free_port()) as way, talking(way) as raw:
             await raw.send(request()[:-10])
             assert await answered(raw) == 408
@@ -277,8 +283,7 @@ class TestBounds:
         self, free_port: FreePort, monkeypatch: pytest.MonkeyPatch, *, chunked: bool
     ) -> None:
         most = 10_000
-        monkeypatch.setattr(module, "LARGEST_BODY_BYTES", most)
-        monkeypatch.setattr(front, "LARGEST_BODY_BYTES", most)
+        monkeypatch.setattr(messages, "LARGEST_BODY_BYTES", most)
         head = b"POST /v1/completions HTTP/1.1\r\n" + HOST + JSON
         body = b" " * most + BODY
         sent = head + b"Transfer-Encoding: chunked\r\n\r\n" + chunk(body) if chunked else request(body=body)
@@ -343,14 +348,12 @@ class TestErrorsOfOurs:
     async def test_neither_answer_nor_log_repeats_what_a_client_sent(
         self, free_port: FreePort, caplog: pytest.LogCaptureFixture
     ) -> None:
-        def failing(_: str | None) -> Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]:
-            async def answerer(request: web.BaseRequest) -> web.StreamResponse:
-                raise ValueError((await request.read()).decode())
-
-            return answerer
+        class Failing(Saying):
+            async def answer(self, request: Request, *_: object) -> None:
+                raise ValueError(request.body.decode())
 
         port = free_port()
-        async with Doors("127.0.0.1", failing, Guard()) as doors:
+        async with Doors("127.0.0.1", Failing()) as doors:
             await doors.turn_to({port: None})
             said = await asked(port)
         assert b'"code": "internal_error"' in said

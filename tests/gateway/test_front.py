@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
-from aiohttp import web
 
 from agent_manager.catalog.agents import Agent, Model
-from agent_manager.gateway import front
+from agent_manager.gateway import front, messages
 from agent_manager.gateway.counts import Counts
+from agent_manager.gateway.doors import Doors
 from agent_manager.gateway.front import Front
 from agent_manager.gateway.guard import Guard
 from agent_manager.gateway.routing import Names
@@ -107,21 +108,17 @@ async def gate(
         counts=counts,
         include_usage=usage,
     )
-    runners = [
-        web.ServerRunner(web.Server(made.door(who), handler_cancellation=True)) for who in (None, "dev")
-    ]
-    addresses = []
-    for runner in runners:
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        addresses.append(f"http://127.0.0.1:{runner.addresses[0][1]}")
+    ports = _free_port(), _free_port()
     timeout = aiohttp.ClientTimeout(total=LIMIT_S)
-    async with aiohttp.ClientSession(timeout=timeout) as client:
-        yield Gate(door, counts, client, *addresses)
+    async with Doors("127.0.0.1", made) as doors, aiohttp.ClientSession(timeout=timeout) as client:
+        await doors.turn_to(dict(zip(ports, (None, "dev"), strict=True)))
+        yield Gate(door, counts, client, *(f"http://127.0.0.1:{each}" for each in ports))
     made.close()
-    for runner in runners:
-        await runner.cleanup()
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return int(sock.getsockname()[1])
 
 
 async def echo(wire: Wire, heard: Heard) -> None:
@@ -217,7 +214,7 @@ class TestBeforeAnythingWaits:
             assert at.door.tickets == []
 
     async def test_a_body_can_be_too_large(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(front, "LARGEST_BODY_BYTES", 1000)
+        monkeypatch.setattr(messages, "LARGEST_BODY_BYTES", 1000)
         async with gate() as at, at.client.post(at.common + CHAT, json={"model": "x" * 1000}) as said:
             assert said.status == 413
 

@@ -223,7 +223,7 @@ async def test_headers_about_the_connection_stay_on_it(way: Doorway) -> None:
 async def test_http_1_0_is_served_and_hung_up(way: Doorway) -> None:
     raw = await way.connect()
     await raw.send(request(version=b"HTTP/1.0"))
-    assert (await raw.rest()).startswith(b"HTTP/1.0 200 OK")
+    assert (await raw.rest()).startswith(b"HTTP/1.1 200 OK")
     raw.writer.close()
 
 
