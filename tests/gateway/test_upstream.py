@@ -169,3 +169,34 @@ async def test_an_engine_waits_for_a_client_that_reads_slowly() -> None:
                 while piece := await said.piece():
                     total += len(piece)
                 assert total == 20_000 * 4096
+
+
+async def test_what_nobody_asked_for_is_no_answer() -> None:
+    asked = 0
+
+    async def talk(wire: Wire, heard: Heard) -> None:
+        nonlocal asked
+        asked += 1
+        unasked = answer(b"unasked") if asked == 1 else b""
+        await wire.say(answer(heard.body) + unasked)
+
+    async with engine(talk) as served:
+        with way_to(served) as upstream:
+            assert [await whole(upstream, b"%d" % number) for number in range(3)] == [
+                (200, b"0"),
+                (200, b"1"),
+                (200, b"2"),
+            ]
+    assert served.connections == 2
+
+
+async def test_trailers_are_no_headers() -> None:
+    async def talk(wire: Wire, _: Heard) -> None:
+        await wire.say(STREAM_HEAD, chunk(b"a"), b"0\r\nX-Trailer: a\r\n\r\n")
+
+    async with engine(talk) as served:
+        with way_to(served) as upstream:
+            async with asyncio.timeout(LIMIT_S), await upstream.send(b"POST", b"/v1/x", (), b"") as said:
+                while await said.piece():
+                    pass
+                assert [name for name, _ in said.headers] == [b"content-type", b"transfer-encoding"]
