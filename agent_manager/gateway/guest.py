@@ -30,6 +30,7 @@ BODY_TIMEOUT_S: Final = 60.0
 """How long a request with a body may take, from its first byte."""
 LINGER_S: Final = 5.0
 """How long a client that was refused may go on sending: hung up on at once, it might lose the answer."""
+_FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
 
 _log = logging.getLogger(__name__)
 
@@ -114,13 +115,13 @@ class Guest(asyncio.Protocol):
             return
         waited_s = self._loop.time() - self._since_s
         if self._phase is _Phase.NOTHING:
-            if waited_s >= LINGER_S:
+            # Who does not read its answer is the kernel's to cut off.
+            if waited_s >= LINGER_S and self._transport and not self._transport.get_write_buffer_size():
                 self.cut()
         elif self._phase is _Phase.BODY:
             if waited_s >= BODY_TIMEOUT_S:
-                self._refuse(
-                    RefusedError(408, "body_timeout", f"the body did not come within {BODY_TIMEOUT_S:.0f} s")
-                )
+                text = f"the body did not come within {BODY_TIMEOUT_S:.0f} s"
+                self._refuse(RefusedError(408, "body_timeout", text), self._request)
         elif self._unmoved_bytes:
             if waited_s >= HEAD_TIMEOUT_S:
                 text = f"the headers did not come within {HEAD_TIMEOUT_S:.0f} s"
@@ -170,6 +171,8 @@ class Guest(asyncio.Protocol):
                 self._parser.feed_data(data)
             except httptools.HttpParserUpgrade as upgrade:
                 self._ignore_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserCallbackError as error:
+            self._refuse(_failed(error.__context__ or error))
         except httptools.HttpParserError:
             self._refuse(RefusedError(400, "invalid_http", "this is not HTTP as it should be"))
         self._unmoved_bytes = 0 if self._moved else self._unmoved_bytes + len(data)
@@ -312,9 +315,8 @@ class Guest(asyncio.Protocol):
         except RefusedError as error:
             refuse(exchange, error)
         except Exception as error:  # noqa: BLE001 - the top of a task
-            _log_error(error)
             exchange.last = True
-            refuse(exchange, RefusedError(500, "internal_error", "the gateway failed; its log says where"))
+            refuse(exchange, _failed(error))
         if not exchange.ended:
             self.cut()  # what was sent is not all, and must not look so
 
@@ -329,13 +331,11 @@ class Guest(asyncio.Protocol):
             self._transport.close()
 
 
-_FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
-
-
-def _log_error(error: Exception) -> None:
-    """What kind of error of ours it was and where, not its text: that may be a client's."""
+def _failed(error: BaseException) -> RefusedError:
+    """An error of ours. The log says what kind it was and where, not its text: that may be a client's."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     where = f" at {Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else ""
     _log.error("a request failed: %s%s", type(error).__name__, where)
+    return RefusedError(500, "internal_error", "the gateway failed; its log says where")

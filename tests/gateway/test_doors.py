@@ -352,13 +352,19 @@ class TestErrorsOfOurs:
             async def answer(self, request: Request, *_: object) -> None:
                 raise ValueError(request.body.decode())
 
-        port = free_port()
-        async with Doors("127.0.0.1", Failing()) as doors:
-            await doors.turn_to({port: None})
-            said = await asked(port)
-        assert b'"code": "internal_error"' in said
+        class FailingEarly(Saying):
+            def admit(self, request: Request) -> None:
+                raise KeyError(request.target + "hello")
+
+        for answerer in (Failing(), FailingEarly()):
+            port = free_port()
+            async with Doors("127.0.0.1", answerer) as doors:
+                await doors.turn_to({port: None})
+                said = await asked(port)
+            assert b'"code": "internal_error"' in said
+            assert "hello" not in caplog.text + said.decode()
         assert "ValueError at test_doors.py:" in caplog.text
-        assert "hello" not in caplog.text + said.decode()
+        assert "KeyError at test_doors.py:" in caplog.text
 
     @pytest.mark.parametrize(
         "sent",
