@@ -135,10 +135,9 @@ class Front:
                 body = json.dumps(changed).encode()
         elif agent is None:
             raise RefusedError(400, "model_missing", "name the model in a JSON body")
-        query = request.target.partition("?")[2]
         errand = relay.Errand(
             method=request.method,
-            target=f"{to.path}?{query}" if query else to.path,
+            target=f"{to.path}?{request.query}" if request.query else to.path,
             headers=relay.engine_headers(request.raw),
             body=body,
         )

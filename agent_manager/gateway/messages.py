@@ -44,22 +44,18 @@ _ONCE: Final = frozenset(
 
 @dataclass(slots=True, kw_only=True)
 class Request:
-    """A request. `target` is as it came, `headers` by name in lower case, `raw` the same in order, as bytes.
+    """A request. `path` and `query` are as they came, `headers` by name in lower case, `raw` in order, as bytes.
 
     `old`: its client speaks HTTP/1.0. `body` is there once all of it has come.
     """
 
     method: str
-    target: str
+    path: str
+    query: str
     headers: dict[str, str]
     raw: list[Header]
     old: bool = False
     body: bytes = b""
-
-    @property
-    def path(self) -> str:
-        """The target without its query."""
-        return self.target.partition("?")[0]
 
     @property
     def length(self) -> int | None:
@@ -86,7 +82,8 @@ def understood(method: str, target: bytes, version: str, raw: list[Header]) -> R
         raise RefusedError(501, "transfer_encoding", "the only transfer encoding is chunked, of HTTP/1.1")
     if "content-encoding" in headers:
         raise RefusedError(415, "encoded_body", "send the body as it is, without Content-Encoding")
-    request = Request(method=method, target=target.decode("ascii"), headers=headers, raw=raw, old=old)
+    path, _, query = target.decode("ascii").partition("?")
+    request = Request(method=method, path=path, query=query, headers=headers, raw=raw, old=old)
     if (request.length or 0) > LARGEST_BODY_BYTES:
         raise body_too_large()
     return request

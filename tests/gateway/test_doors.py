@@ -354,7 +354,7 @@ class TestErrorsOfOurs:
 
         class FailingEarly(Saying):
             def admit(self, request: Request) -> None:
-                raise KeyError(request.target + "hello")
+                raise KeyError(request.path + "hello")
 
         for answerer in (Failing(), FailingEarly()):
             port = free_port()
