@@ -38,9 +38,16 @@ def _run(arguments: list[str]) -> int:
     if arguments[:1] in (["--version"], ["-V"]):
         sys.stdout.write(f"agent-manager {__version__}\n")
         return 0
+    import gc  # noqa: PLC0415 - --version needs nothing but the interpreter
+
+    # Pydantic would look for plugins, of which none is used here, in every package that is installed: 5 ms.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     from agent_manager.cli.app import run  # noqa: PLC0415 - typer costs five times what --version may
 
-    return run(arguments)
+    code = run(arguments)
+    # At its end the interpreter would look through every object once more: 50 ms, and there is nothing to find.
+    gc.freeze()
+    return code
 
 
 if __name__ == "__main__":

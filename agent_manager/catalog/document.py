@@ -37,8 +37,8 @@ _BREAKS = str.maketrans({"\n": " ", "\t": " "})
 # libyaml reads ten times faster; wheels of PyYAML have it, some source builds do not.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
-# What YAML forbids, and the line breaks that only YAML counts: lines are then what an editor shows.
-_NO_TEXT = re.compile(f"{yaml.reader.Reader.NON_PRINTABLE.pattern}|[\x85\u2028\u2029]")
+# Beside what YAML forbids, the line breaks that only YAML counts: lines are then what an editor shows.
+_LINE_BREAKS = re.compile("[\x85\u2028\u2029]")
 _REFERENCE = re.compile(r"\$\{env:([^}]*)\}")
 _VARIABLE = re.compile(VARIABLE, re.ASCII)
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", re.ASCII)
@@ -131,7 +131,7 @@ def read_document(text: str, *, file: str, environ: Mapping[str, str]) -> Docume
     """Read one YAML document. Never raises: what is wrong is in `problems`."""
     document = Document(file)
     text = text.replace("\r\n", "\n").replace("\r", "\n")
-    unreadable = _NO_TEXT.search(text)
+    unreadable = yaml.reader.Reader.NON_PRINTABLE.search(text) or _LINE_BREAKS.search(text)
     if unreadable:
         line = text.count("\n", 0, unreadable.start()) + 1
         character = f"U+{ord(unreadable.group()):04X}"

@@ -58,6 +58,14 @@ def _command(*default: str) -> Any:  # noqa: ANN401 - as pydantic's own Field
     )
 
 
+def _section(description: str, alias: str | None = None) -> Any:  # noqa: ANN401 - as pydantic's own Field
+    """A section with defaults for all it holds: left out, it is read as an empty one.
+
+    Made as part of the whole; a default that is an object would have pydantic build its schema once more.
+    """
+    return Field(default_factory=dict, validate_default=True, alias=alias, description=description)
+
+
 class EngineSection(Section):
     """An engine: how it is started, and how patient we are with it."""
 
@@ -108,18 +116,9 @@ class SimulatedSection(EngineSection):
 class EnginesSection(Section):
     """Engines, by name. What is left out has its default."""
 
-    vllm: VllmSection = Field(
-        default_factory=VllmSection, description="vLLM on an NVIDIA GPU: image, command and so on."
-    )
-    vllm_cpu: VllmCpuSection = Field(
-        default_factory=VllmCpuSection,
-        alias="vllm-cpu",
-        description="vLLM on the CPU: image, command and so on.",
-    )
-    simulated: SimulatedSection = Field(
-        default_factory=SimulatedSection,
-        description="The simulated engine: how fast it is, and what goes wrong.",
-    )
+    vllm: VllmSection = _section("vLLM on an NVIDIA GPU: image, command and so on.")
+    vllm_cpu: VllmCpuSection = _section("vLLM on the CPU: image, command and so on.", alias="vllm-cpu")
+    simulated: SimulatedSection = _section("The simulated engine: how fast it is, and what goes wrong.")
 
 
 class ModelSection(Section):
@@ -312,7 +311,7 @@ class CatalogSection(Section):
         default=None,
         description="Where engines run, unless --runtime or a profile says otherwise.",
     )
-    engines: EnginesSection = Field(default_factory=EnginesSection, description="Engines, by name.")
+    engines: EnginesSection = _section("Engines, by name.")
     models: dict[Name, ModelSection] = Field(
         min_length=1, json_schema_extra=CLOSED, description="Checkpoints, by a name of your choice."
     )
@@ -321,9 +320,7 @@ class CatalogSection(Section):
         json_schema_extra=CLOSED,
         description="Agents, by the name that clients send as the model.",
     )
-    gateway: GatewaySection = Field(
-        default_factory=GatewaySection, description="The gateway that 'agent-manager serve' runs."
-    )
+    gateway: GatewaySection = _section("The gateway that 'agent-manager serve' runs.")
     profiles: dict[Name, ProfileSection] = Field(
         default_factory=dict,
         json_schema_extra=CLOSED,

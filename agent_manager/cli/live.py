@@ -11,7 +11,7 @@ from rich.text import Text
 from agent_manager.cli.display import BAR_CELLS, GONE, Display
 from agent_manager.cli.output import GIB, gib, printable, seconds
 from agent_manager.cli.progress import SIMULATED, Stopwatch, failed, percentage, words
-from agent_manager.engines.phases import READY
+from agent_manager.engines.base import READY
 from agent_manager.errors import Interrupted
 from agent_manager.swap.notices import LoadProgress, PullProgress, ReadProgress, Remark, Step, StepBegan
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from agent_manager.cli.output import gib, printable, seconds
-from agent_manager.engines.phases import READY
+from agent_manager.engines.base import READY
 from agent_manager.swap.notices import LoadProgress, PullProgress, ReadProgress, Remark, Step, StepBegan
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
     from agent_manager.engines.metrics import Traffic
     from agent_manager.gpu.base import GpuSample, MemoryHolder
-    from agent_manager.swap.stats import AgentSample, StatsSample, SwapSample
+    from agent_manager.swap.history import SwapSample
+    from agent_manager.swap.stats import AgentSample, StatsSample
 
 DASH = "-"
 """For what is not known."""

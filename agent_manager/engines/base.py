@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from agent_manager.planning.base import Budget, Fit
 
 
+READY = "ready"
+"""The name of the last phase of a load."""
 LOOPBACK = "127.0.0.1"
 """Where an engine listens on a host. In a container of its own it listens everywhere, and Docker on loopback."""
 

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import re
 
-from agent_manager.engines.base import Phase
-
-READY = "ready"
-"""The name of the last phase."""
+from agent_manager.engines.base import READY, Phase
 
 _TABLE = tuple(
     (re.compile(pattern), order, name)

@@ -238,7 +238,7 @@ class _Waiting:
 
     async def until_granted(self, ticket: Ticket) -> Granted:
         """Wait for the turn; a client of a stream hears comments. Raises RefusedError."""
-        if not self._streams:
+        if not self._streams or not ticket.waits:
             return await ticket.granted()
         patience_s = KEEP_ALIVE_AFTER_S
         while True:

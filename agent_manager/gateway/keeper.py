@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from agent_manager.errors import AgentManagerError, EngineKilled
-from agent_manager.gateway.place import Place, state_of
-from agent_manager.gateway.tickets import AgentNow, Granted, RefusedError, Whereabouts
+from agent_manager.gateway.place import Place, state_of, swap_for
+from agent_manager.gateway.tickets import AgentNow, RefusedError, Whereabouts
 from agent_manager.gateway.trust import Trust
 from agent_manager.gateway.watchman import Rounds, Watchman
 from agent_manager.gateway.wishes import Wishes
@@ -117,21 +117,25 @@ class Keeper:
         error = self._absent.get(agent)
         if error is not None:
             raise _refused(agent, error.message, error.hint)
-        paused = self._trust.paused(self._group(agent), time.monotonic())
+        now_s = time.monotonic()
+        paused = self._trust.paused(self._group(agent), now_s)
         if paused is not None:
             raise RefusedError(503, "agent_failed", paused[0], retry_after_s=round(paused[1]) + 1)
         if len(self._tickets) >= min(self._bounds.most_waiting, self._bounds.most_running):
             self._check_room(agent)
-        ticket = Place(self, f"request-{next(self._numbers)}", agent, self._bounds.longest_wait_s)
+        id_ = f"request-{next(self._numbers)}"
+        ticket = Place(self, id_, agent, now_s, self._bounds.longest_wait_s)
         self._tickets[ticket.id] = ticket
         self._quiet.clear()
         self._queue(ticket)
+        if ticket.waits:
+            ticket.swap = swap_for(self.state, agent)
         return ticket
 
     def _check_room(self, agent: str) -> None:
         """Raises RefusedError. Counting is worth it only once there are many."""
         mine = [ticket for ticket in self._tickets.values() if ticket.agent == agent]
-        waiting = sum(not ticket.turn.done() for ticket in mine)
+        waiting = sum(ticket.waits for ticket in mine)
         if waiting >= self._bounds.most_waiting or len(mine) - waiting >= self._bounds.most_running:
             raise RefusedError(
                 429, "queue_full", f"{len(mine)} requests are at {agent}", retry_after_s=RETRY_S
@@ -146,8 +150,8 @@ class Keeper:
                 aliases=agent.aliases,
                 state=state_of(self.state, name, failed=self.trouble(name) is not None),
                 port=agent.port,
-                running=sum(t.agent == name and t.turn.done() for t in self._tickets.values()),
-                waiting=sum(t.agent == name and not t.turn.done() for t in self._tickets.values()),
+                running=sum(t.agent == name and not t.waits for t in self._tickets.values()),
+                waiting=sum(t.agent == name and t.waits for t in self._tickets.values()),
             )
             for name, agent in self._agents.items()
         )
@@ -163,9 +167,9 @@ class Keeper:
         """Keep the card until cancelled; `first` is what to begin with. Raises what is a mistake of ours."""
         now_s = time.monotonic()
         # Whoever is found on the card begins to idle now, and somebody has to look when its time is over.
-        desk = replace(self._start.desk, since_s=now_s)
+        desk = self._start.desk._replace(since_s=now_s)
         self._controller.tell(ev.Due())
-        keeping = self._controller.keep(replace(self._start, desk=desk, now_s=now_s), first, self._hear)
+        keeping = self._controller.keep(self._start._replace(desk=desk, now_s=now_s), first, self._hear)
         tasks = (asyncio.create_task(keeping), asyncio.create_task(self._watchman.run()))
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -195,9 +199,8 @@ class Keeper:
         """Take no more requests, and tell those that wait."""
         self._closing = True
         for ticket in tuple(self._tickets.values()):
-            if not ticket.turn.done():
-                ending = RefusedError(503, "closing", "the gateway is ending", retry_after_s=RETRY_S)
-                ticket.turn.set_exception(ending)
+            if ticket.waits:
+                ticket.refuse(RefusedError(503, "closing", "the gateway is ending", retry_after_s=RETRY_S))
 
     @property
     def state(self) -> State:
@@ -270,36 +273,33 @@ class Keeper:
                 self._doing = f"loading {agent}: {phase.name}"
         self._listener(notice)
 
-    def _hear(self, before: State, _: State, effect: ev.Effect) -> None:
+    def _hear(self, before: State, now: State, effect: ev.Effect) -> None:
         """What the machine decided, after it was performed."""
-        now_s = time.monotonic()
         match effect:
-            case ev.Remove(instance_id=id_) if before.resident and before.resident.instance_id == id_:
-                self._crashed(before.resident, now_s)
-            case ev.Drain() | ev.AwaitMemory() if self._swap_began_s is None:
-                self._swap_began_s = now_s
             case ev.Grant(request_id=request_id):
-                self._grant(request_id)
+                self._grant(request_id, now.resident)
             case ev.Reject(request_id=request_id, reason=reason):
                 self._reject(request_id, reason)
+            case ev.Remove(instance_id=id_) if before.resident and before.resident.instance_id == id_:
+                self._crashed(before.resident, time.monotonic())
+            case ev.Drain() | ev.AwaitMemory() if self._swap_began_s is None:
+                self._swap_began_s = time.monotonic()
             case ev.Finish(outcome=outcome):
-                self._finished(before, outcome, now_s)
+                self._finished(before, outcome, time.monotonic())
 
     def _queue(self, ticket: Place) -> None:
         claim_bytes = self._newcomers[ticket.agent].spec.claim_bytes
         request = ev.Request(id=ticket.id, agent=ticket.agent, claim_bytes=claim_bytes)
         self._controller.tell(ev.Arrived(request=request))
 
-    def _grant(self, request_id: str) -> None:
-        ticket, resident = self._tickets.get(request_id), self.state.resident
-        if ticket is None or ticket.turn.done() or resident is None:
-            return
-        ticket.by = resident
-        ticket.turn.set_result(Granted(port=self._controller.spec_of(resident).engine_port, swap=ticket.swap))
+    def _grant(self, request_id: str, resident: ev.Occupant | None) -> None:
+        ticket = self._tickets.get(request_id)
+        if ticket is not None and ticket.waits and resident is not None:
+            ticket.grant(resident, self._controller.spec_of(resident).engine_port)
 
     def _reject(self, request_id: str, reason: object) -> None:
         ticket = self._tickets.get(request_id)
-        if ticket is None or ticket.turn.done():
+        if ticket is None or not ticket.waits:
             return
         paused = self._trust.paused(self._group(ticket.agent), time.monotonic())
         if isinstance(reason, EngineKilled) and paused is None:
@@ -307,7 +307,7 @@ class Keeper:
             return
         error = as_error(reason)
         retry_after_s = round(paused[1]) + 1 if paused else RETRY_S
-        ticket.turn.set_exception(_refused(ticket.agent, error.message, error.hint, retry_after_s))
+        ticket.refuse(_refused(ticket.agent, error.message, error.hint, retry_after_s))
 
     def _crashed(self, resident: ev.Occupant, now_s: float) -> None:
         cause = self._watchman.why_ended(resident.instance_id)
@@ -342,9 +342,13 @@ class Keeper:
             self._trust.ready(self._group(agent), now_s)
         elif outcome.result is ev.Result.FAILED:
             cause = as_error(outcome.reason).message
-            self._listener(Remark(message=cause, warning=True))
+            self._warn(cause, outcome.wish)
             killed = isinstance(outcome.reason, EngineKilled)
             self._trust.failed(self._group(agent), cause, now_s, by_itself=killed)
+
+    def _warn(self, cause: str, wish: str | None) -> None:
+        if wish is None or not self.wishes.asked(wish):  # else whoever asked is told, and tells us
+            self._listener(Remark(message=cause, warning=True))
 
     def _left(self, emptied: asyncio.Event, outcome: ev.Outcome) -> None:
         """The gateway is ending, and something has ended on the card."""

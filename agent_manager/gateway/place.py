@@ -3,43 +3,70 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import TYPE_CHECKING
 
-from agent_manager.gateway.tickets import RefusedError
+from agent_manager.gateway.tickets import Granted, RefusedError
 from agent_manager.swap.card import Stage
 from agent_manager.swap.notices import AgentState
 
 if TYPE_CHECKING:
     from agent_manager.gateway.keeper import Keeper
-    from agent_manager.gateway.tickets import Granted, Whereabouts
+    from agent_manager.gateway.tickets import Whereabouts
     from agent_manager.swap.card import State
     from agent_manager.swap.events import Occupant
 
 
 class Place:
-    """A Ticket of the keeper's. `swap` is the one it waits for, `by` who took it, once its `turn` has come."""
+    """A Ticket of the keeper's. `swap` is the one it waits for; `by` who took it, once it was granted."""
 
-    def __init__(self, keeper: Keeper, id_: str, agent: str, longest_wait_s: float) -> None:
+    __slots__ = ("_answer", "_asked_s", "_keeper", "_longest_wait_s", "_turn", "agent", "by", "id", "swap")
+
+    def __init__(self, keeper: Keeper, id_: str, agent: str, asked_s: float, longest_wait_s: float) -> None:
         self.id = id_
         self.agent = agent
-        self.swap = swap_for(keeper.state, agent)
-        self.turn: asyncio.Future[Granted] = asyncio.get_running_loop().create_future()
+        self.swap: str | None = None
         self.by: Occupant | None = None
         self._keeper = keeper
+        self._asked_s = asked_s
         self._longest_wait_s = longest_wait_s
-        self._give_up_s = time.monotonic() + longest_wait_s
+        self._answer: Granted | RefusedError | None = None
+        self._turn: asyncio.Future[Granted | RefusedError] | None = None  # most are granted before they wait
+
+    @property
+    def waits(self) -> bool:
+        """Whether its turn is still to come; see Ticket."""
+        return self._answer is None
 
     async def granted(self) -> Granted:
         """Wait for the turn; see Ticket."""
-        if self.turn.done():  # nobody waits for a resident that takes it at once
-            return self.turn.result()
+        answer = self._answer or await self._answered()
+        if isinstance(answer, RefusedError):
+            raise answer
+        return answer
+
+    async def _answered(self) -> Granted | RefusedError:
+        if self._turn is None:
+            self._turn = asyncio.get_running_loop().create_future()
         try:
-            async with asyncio.timeout_at(self._give_up_s):
-                return await asyncio.shield(self.turn)
+            async with asyncio.timeout_at(self._asked_s + self._longest_wait_s):
+                return await asyncio.shield(self._turn)
         except TimeoutError:
             message = f"{self.agent} did not come onto the card within {self._longest_wait_s:.0f} s"
             raise RefusedError(503, "waited_too_long", message, retry_after_s=5) from None
+
+    def grant(self, by: Occupant, port: int) -> None:
+        """Its turn has come."""
+        self.by = by
+        self._reply(Granted(port=port, swap=self.swap))
+
+    def refuse(self, error: RefusedError) -> None:
+        """It will not be served."""
+        self._reply(error)
+
+    def _reply(self, answer: Granted | RefusedError) -> None:
+        self._answer = answer
+        if self._turn is not None and not self._turn.done():
+            self._turn.set_result(answer)
 
     def whereabouts(self) -> Whereabouts:
         """Where it is; see Ticket."""
@@ -51,9 +78,8 @@ class Place:
 
     def close(self) -> None:
         """Over; see Ticket."""
-        self.turn.cancel()
-        if self.turn.done() and not self.turn.cancelled():
-            self.turn.exception()  # seen, whoever did not wait for it
+        if self._turn is not None:
+            self._turn.cancel()
         self._keeper.closed(self)
 
 

@@ -41,6 +41,7 @@ class Ears:
     """Who is told what happens on the card: always `first`, others for a while."""
 
     def __init__(self, first: Listener) -> None:
+        self.first = first
         self._listeners = [first]
 
     def tell(self, notice: Notice) -> None:
@@ -98,7 +99,7 @@ class Steward:
                 if outcome.result is not ev.Result.BUSY:
                     break
         if outcome.result is not ev.Result.DONE or outcome.resident is None:
-            raise undone(outcome, listener)
+            raise self._undone(outcome, listener)
         return self._launched(agent, before, outcome.resident)
 
     async def stop(
@@ -120,7 +121,7 @@ class Steward:
                 if outcome.result is ev.Result.DONE:
                     return there
                 if outcome.result is not ev.Result.BUSY:
-                    raise undone(outcome, listener)
+                    raise self._undone(outcome, listener)
 
     def queues(self) -> dict[str, Queue]:
         """The requests of each agent."""
@@ -162,6 +163,12 @@ class Steward:
             tell(Remark(message=f"the catalog is not taken: {error.message}", warning=True))
             for problem in error.problems if isinstance(error, CatalogInvalid) else ():
                 tell(Remark(message=str(problem), warning=True))
+
+    def _undone(self, outcome: ev.Outcome, listener: Listener) -> AgentManagerError:
+        error = undone(outcome, listener)
+        if outcome.result is ev.Result.FAILED:
+            self._ears.first(Remark(message=error.message, warning=True))
+        return error
 
     async def close(self) -> None:
         """Wait for nothing any more."""

@@ -56,6 +56,11 @@ class AgentNow:
 class Ticket(Protocol):
     """One request's place. Close it whatever happens: a client that goes away leaves no trace."""
 
+    @property
+    def waits(self) -> bool:
+        """Whether it was neither granted nor refused yet; if not, `granted` does not wait."""
+        ...
+
     async def granted(self) -> Granted:
         """Wait for one's turn; may be awaited again after it was cancelled. Raises RefusedError."""
         ...

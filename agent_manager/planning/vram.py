@@ -17,7 +17,6 @@ from agent_manager.checkpoints.facts import Facts, Origin, Shape, Unsupported
 from agent_manager.gpu.base import GIB
 from agent_manager.planning.base import Budget, Demand, Fit, Shortfall
 from agent_manager.planning.basis import HOST_OVERHEAD_BYTES, Basis, basis_of
-from agent_manager.planning.remedies import with_remedies
 from agent_manager.planning.words import gib
 
 if TYPE_CHECKING:
@@ -53,6 +52,8 @@ def plan(
     answer = attempt(demand, card_total_bytes)
     if isinstance(answer, Fit) or answer.advice:
         return answer
+    from agent_manager.planning.remedies import with_remedies  # noqa: PLC0415 - only for what does not fit
+
     return with_remedies(answer, demand, card_total_bytes, alternatives, attempt)
 
 

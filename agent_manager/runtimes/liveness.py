@@ -103,17 +103,16 @@ class Liveness:
         wanted = proc.marks(proc.SHIM_VARIABLE, instance_id, self._root)
         proc.send(run.shim.pid, signal.SIGKILL, wanted, started_ticks=run.shim.started_ticks)
 
-    async def ended(self, instance_id: str, seen: Seen, *, timeout_s: float | None) -> None:
-        """Return as soon as what was seen running may have changed, or after `timeout_s`.
+    async def ended(self, instance_id: str, seen: Seen, *, timeout_s: float | None) -> bool:
+        """Return as soon as what was seen running may have changed, or after `timeout_s`; whether it may have.
 
         That is when its shim has ended, or one of its processes where there is no shim.
         """
         if seen.shim_lives and seen.run:
-            await _first_end([self._open_shim(instance_id, seen.run)], timeout_s)
-        else:
-            wanted = proc.marks(proc.INSTANCE_VARIABLE, instance_id, self._root)
-            found = await asyncio.to_thread(self.processes, instance_id, seen.run)
-            await _first_end([proc.open_if(pid, wanted) for pid in found], timeout_s)
+            return await _first_end([self._open_shim(instance_id, seen.run)], timeout_s)
+        wanted = proc.marks(proc.INSTANCE_VARIABLE, instance_id, self._root)
+        found = await asyncio.to_thread(self.processes, instance_id, seen.run)
+        return await _first_end([proc.open_if(pid, wanted) for pid in found], timeout_s)
 
     def _open_shim(self, instance_id: str, run: Run) -> int | None:
         wanted = proc.marks(proc.SHIM_VARIABLE, instance_id, self._root)
@@ -143,20 +142,20 @@ def _end(record: Record) -> End | None:
         return None
 
 
-async def _first_end(pidfds: Iterable[int | None], timeout_s: float | None) -> None:
-    # A pidfd becomes readable when its process ends. Closes them.
+async def _first_end(pidfds: Iterable[int | None], timeout_s: float | None) -> bool:
+    # A pidfd becomes readable when its process ends. Closes them. False after `timeout_s`.
     opened = [pidfd for pidfd in pidfds if pidfd is not None]
     if not opened:
-        return
+        return True
     loop = asyncio.get_running_loop()
     first = asyncio.Event()
     try:
         for pidfd in opened:
             loop.add_reader(pidfd, first.set)
         async with asyncio.timeout(timeout_s):
-            await first.wait()
+            return await first.wait()
     except TimeoutError:
-        return
+        return False
     finally:
         for pidfd in opened:
             loop.remove_reader(pidfd)

@@ -115,16 +115,20 @@ class ProcessRuntime:
         record = self._record(instance_id)
         reader = LogReader(record.folder, tail=tail, since=since)
         try:
+            seen, look_at = None, 0.0
             while True:
                 # Look first, read then: what was written before the end is read in any case.
-                seen = await asyncio.to_thread(self._live.see, record) if follow else None
+                if follow and time.monotonic() >= look_at:
+                    seen = await asyncio.to_thread(self._live.see, record)
+                    look_at = time.monotonic() + _LOOK_AGAIN_S
                 while (lines := reader.read()) is not None:
                     for line in lines:
                         yield line
                     await asyncio.sleep(0)
                 if seen is None or seen.state is not InstanceState.RUNNING:
                     break
-                await self._live.ended(instance_id, seen, timeout_s=_FOLLOW_S)
+                if await self._live.ended(instance_id, seen, timeout_s=_FOLLOW_S):
+                    look_at = 0.0
             for line in reader.finish():
                 yield line
         finally:

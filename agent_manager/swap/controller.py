@@ -15,14 +15,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from agent_manager.engines.figures import FigureReader
 from agent_manager.errors import AgentManagerError, OperationFailed
 from agent_manager.runtimes.base import Instance, InstanceState
 from agent_manager.runtimes.kept_logs import keep_log
 from agent_manager.swap import events as ev
 from agent_manager.swap.machine import step
 from agent_manager.swap.notices import Remark, Step, StepBegan
-from agent_manager.swap.readiness import LoadWatch
 from agent_manager.swap.waits import drained, until_free
 
 if TYPE_CHECKING:
@@ -237,6 +235,10 @@ class Controller:
         return ev.Started(occupant=occupant)
 
     async def _await_ready(self, effect: ev.AwaitReady) -> ev.Event:
+        # Both read logs with many patterns, which are made while the engine loads, not before it is started.
+        from agent_manager.engines.figures import FigureReader  # noqa: PLC0415 - as said
+        from agent_manager.swap.readiness import LoadWatch  # noqa: PLC0415 - likewise
+
         spec = self._spec(effect.occupant.instance_id)
         last = self._history.last(spec)
         expected_s = last.seconds if last else None

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, TypeAlias
 
-from agent_manager.swap.schedule import Waiting
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -39,14 +37,12 @@ class Goal:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request(Waiting):
-    """A request for an agent, and the memory that agent takes. The rest is filled in when it arrives."""
+class Request:
+    """A request for an agent, and the memory that agent takes."""
 
     id: str
     agent: str
     claim_bytes: int
-    group: str = ""
-    arrived_s: float = 0.0
 
 
 class Result(StrEnum):

@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from agent_manager.state import write_atomically
-from agent_manager.swap.stats import SwapSample
 
 if TYPE_CHECKING:
     from agent_manager.runtimes.base import InstanceSpec
@@ -64,6 +63,16 @@ class StartHistory:
 
 def _key(spec: InstanceSpec) -> str:
     return f"{spec.agent}/{spec.engine}/{spec.model}/{spec.card}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwapSample:
+    """A swap that was done: who came, who left for it (None: the card was empty), when, and how long it took."""
+
+    at: datetime
+    arrived: str
+    left: str | None
+    seconds: float
 
 
 class SwapHistory:

@@ -61,8 +61,9 @@ class LastingController(Controller):
                 self.state = state
                 # An end that was asked for is no crash.
                 lookout.follow(None if state.swap else state.resident)
-                # Requests go on at once; removing what has left the card takes a moment.
-                for effect in sorted(effects, key=lambda each: not isinstance(each, ev.Grant)):
+                # Requests go on at once; removing what has left the card may take a second.
+                for effect in sorted(effects, key=lambda each: not isinstance(each, ev.Grant | ev.Wake)):
+                    self._hear = hear if isinstance(effect, ev.Remove) else None
                     await self._perform(effect)
                     if isinstance(effect, ev.Wake):
                         self._wake_at(effect.at_s)
@@ -99,8 +100,11 @@ class LastingController(Controller):
         if not isinstance(event, ev.Arrived | ev.Finished):
             return False
         state, effects = step(before, event, time.monotonic())
-        if state.swap is not before.swap or not all(isinstance(each, ev.Grant | ev.Wake) for each in effects):
-            return False  # `keep` takes it again, and performs what comes of it
+        for effect in effects:
+            if not isinstance(effect, ev.Grant | ev.Wake):
+                return False  # `keep` takes it again, and performs what comes of it
+        if state.swap is not before.swap:
+            return False
         self.state = state
         for effect in effects:
             if isinstance(effect, ev.Wake):

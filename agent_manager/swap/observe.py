@@ -7,8 +7,8 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from agent_manager.engines.base import READY
 from agent_manager.engines.client import EngineClient
-from agent_manager.engines.phases import READY, PhaseTracker
 from agent_manager.errors import AgentManagerError
 from agent_manager.runtimes.base import InstanceState
 from agent_manager.swap.takeover import Found, Life
@@ -53,6 +53,8 @@ async def observe(runtime: Runtime, instance: Instance) -> Observed:
         return Observed(instance=instance, life=Life.OVER, tail=tail)
     if await EngineClient(instance.spec.engine_port).health():
         return Observed(instance=instance, life=Life.SERVING)
+    from agent_manager.engines.phases import PhaseTracker  # noqa: PLC0415 - its patterns, only for one that is silent
+
     tail = await _tail(runtime, instance)
     tracker = PhaseTracker()
     for line in tail:

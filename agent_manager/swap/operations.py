@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from agent_manager.engines.client import EngineClient
-from agent_manager.errors import AgentManagerError, Interrupted, NoGpu, NotRunning
+from agent_manager.errors import AgentManagerError, CardBusy, Interrupted, NoGpu, NotRunning
 from agent_manager.runtimes.ports import require_free
 from agent_manager.swap import events as ev
 from agent_manager.swap.card import State, following
@@ -23,7 +24,7 @@ from agent_manager.swap.remote import gateways
 from agent_manager.swap.takeover import Found, Takeover, runs, take_over
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 
     from agent_manager.planning.base import Measured
     from agent_manager.runtimes.base import Instance
@@ -35,6 +36,11 @@ if TYPE_CHECKING:
 
 DRAIN_TIMEOUT_S = 60.0
 CANARY_TIMEOUT_S = 30.0
+GATEWAY_PATIENCE_S = 3.0
+"""A gateway starts within a second, and ends as quickly when nothing runs: `serve & launch dev` is no mistake."""
+GATEWAY_POLL_S = 0.1
+
+_T = TypeVar("_T")
 
 
 async def launch(  # noqa: PLR0913 - the options of the verb
@@ -54,16 +60,20 @@ async def launch(  # noqa: PLR0913 - the options of the verb
     before anything is touched; CardBusy; EngineFailed or MemoryHeld after the swap was undone; Interrupted.
     Under a gateway, it is the gateway that does it.
     """
-    gateway = await _gateway_of(host)
-    if gateway is not None:
-        return await gateway.launch(
+    launched = await _through(
+        partial(_gateway_of, host),
+        lambda gateway: gateway.launch(
             agent,
             listener=listener,
             interrupts=host.interrupts,
             pull=pull,
             drain_timeout_s=drain_timeout_s,
             again=again,
-        )
+        ),
+        wait_s,
+    )
+    if launched is not None:
+        return launched
     ready = await prepare(host, agent, pull=pull, listener=listener)
     verb = f"{'restart' if again else 'launch'} {agent}"
     async with own_card(host.state, ready.spec.card, verb=verb, wait_s=wait_s) as lock:
@@ -172,12 +182,17 @@ async def stop(
     if not there and not everything:
         raise NotRunning("nothing is running", hint="'agent-manager launch AGENT' puts one on the card")
     stopped: list[str] = []
-    owners, verb = gateways(host.state), " ".join(("stop", *agents))
+    verb = " ".join(("stop", *agents))
     for card in sorted({each.spec.card for each in there if _is_of(each, agents)}):
-        if card in owners:
-            stopped += await owners[card].stop(
+        by_gateway = await _through(
+            partial(_gateway_on, host, card),
+            lambda gateway: gateway.stop(
                 agents, listener=listener, interrupts=host.interrupts, drain_timeout_s=drain_timeout_s
-            )
+            ),
+            wait_s,
+        )
+        if by_gateway is not None:
+            stopped += by_gateway
             continue
         async with own_card(host.state, card, verb=verb, wait_s=wait_s, unannounced=True) as lock:
             stopped += await _empty(host, card, agents, lock, listener, drain_timeout_s)
@@ -200,6 +215,30 @@ async def _gateway_of(host: Host) -> Gateway | None:
             raise
         return next(iter(running.values()))
     return running.get(card.id)
+
+
+async def _gateway_on(host: Host, card: str) -> Gateway | None:
+    return gateways(host.state).get(card)
+
+
+async def _through(
+    find_gateway: Callable[[], Awaitable[Gateway | None]],
+    ask: Callable[[Gateway], Awaitable[_T]],
+    wait_s: float,
+) -> _T | None:
+    """What the gateway answered; None when there is none. One that starts or ends is waited for.
+
+    Raises what `ask` raises; CardBusy when it neither answers nor is gone after `wait_s`, or GATEWAY_PATIENCE_S.
+    """
+    deadline = time.monotonic() + max(wait_s, GATEWAY_PATIENCE_S)
+    while (gateway := await find_gateway()) is not None:
+        try:
+            return await ask(gateway)
+        except CardBusy:
+            if time.monotonic() >= deadline:
+                raise
+            await asyncio.sleep(GATEWAY_POLL_S)
+    return None
 
 
 async def reload(state: StateDir, *, listener: Listener, interrupts: Interrupts) -> tuple[ReloadResult, ...]:

@@ -21,7 +21,6 @@ from agent_manager.planning.vram import plan
 from agent_manager.runtimes.base import InstanceSpec
 from agent_manager.swap.footprints import Footprints, setup_of
 from agent_manager.swap.notices import PullProgress, Remark, Step, StepBegan
-from agent_manager.swap.pulling import fetch
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -89,6 +88,8 @@ async def prepare(host: Host, name: str, *, pull: bool, listener: Listener) -> P
                 hint="launch without --no-pull fetches what is missing",
                 where=f"models.{agent.model.name}",
             )
+        from agent_manager.swap.pulling import fetch  # noqa: PLC0415 - most launches find their files
+
         agent = replace(agent, model=await fetch(host, agent.model, listener=listener))
         drafted = await draft(host, agent)
     if drafted.missing is not None or drafted.fit is None:

@@ -14,8 +14,9 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from agent_manager.diagnosis.patterns import diagnose
+from agent_manager.engines.base import READY
 from agent_manager.engines.client import EngineClient
-from agent_manager.engines.phases import READY, PhaseTracker
+from agent_manager.engines.phases import PhaseTracker
 from agent_manager.errors import EngineFailed, EngineKilled
 from agent_manager.swap.notices import LoadProgress, Step, StepBegan
 
@@ -26,10 +27,12 @@ if TYPE_CHECKING:
     from agent_manager.runtimes.base import Exit, InstanceSpec, Runtime
     from agent_manager.swap.notices import Listener
 
-POLL_FIRST_S = 0.02
-POLL_LATER_S = 0.25
-"""A refused connection on loopback costs well under a millisecond: quick loads are noticed quickly."""
-POLL_FIRST_FOR_S = 10.0
+POLL_SHARE = 0.005
+POLL_FIRST_S = 0.002
+POLL_LATER_S = 0.05
+"""How often a port that refuses is asked: after this share of the load so far, within these bounds. Each time costs
+a quarter of a millisecond of CPU, and a load is noticed to be over about as late as it was long."""
+NAMES_AGAIN_S = 0.25
 ACTIVITY_EVERY_S = 2.0
 BUSY_SHARE = 0.02
 """CPU time below this share of the elapsed time is an idle event loop, not a load that makes progress."""
@@ -128,8 +131,8 @@ class LoadWatch:
     async def _until_answered(self) -> None:
         began = time.monotonic()
         while not await self._client.health():
-            early = time.monotonic() - began < POLL_FIRST_FOR_S
-            await asyncio.sleep(POLL_FIRST_S if early else POLL_LATER_S)
+            share_s = POLL_SHARE * (time.monotonic() - began)
+            await asyncio.sleep(min(max(POLL_FIRST_S, share_s), POLL_LATER_S))
         self._answering = True  # the log is read a moment later than the port answers
         self._listener(StepBegan(step=Step.CHECKING, agent=self._spec.agent))
         names = await self._names()
@@ -158,7 +161,7 @@ class LoadWatch:
         for _ in range(PROBES - 1):
             if names := await self._client.models():
                 return names
-            await asyncio.sleep(POLL_LATER_S)
+            await asyncio.sleep(NAMES_AGAIN_S)
         return await self._client.models()
 
     def _failed(self, end: Exit) -> EngineFailed:

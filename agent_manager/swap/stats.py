@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from agent_manager.engines.metrics import Traffic
     from agent_manager.gpu.base import GpuSample
+    from agent_manager.swap.history import SwapSample
     from agent_manager.swap.notices import AgentState
 
 
@@ -36,16 +37,6 @@ class AgentSample:
     context: int | None = None
     concurrency: float | None = None
     traffic: Traffic | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SwapSample:
-    """A swap that was done: who came, who left for it (None: the card was empty), when, and how long it took."""
-
-    at: datetime
-    arrived: str
-    left: str | None
-    seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,9 +30,10 @@ if TYPE_CHECKING:
     from agent_manager.gpu.base import GpuSample, GpuSampler
     from agent_manager.runtimes.base import Instance, Runtime
     from agent_manager.swap.follow import Followed
+    from agent_manager.swap.history import SwapSample
     from agent_manager.swap.host import Host
     from agent_manager.swap.notices import Owner
-    from agent_manager.swap.stats import AgentSample, SwapSample
+    from agent_manager.swap.stats import AgentSample
 
 LOOK_PERIOD_S: Final = 2.0
 """How often runtimes are asked what runs, unless the card's processes or its owner's step changed."""

@@ -8,8 +8,9 @@ from datetime import UTC, datetime, timedelta
 
 from agent_manager.engines.metrics import Traffic
 from agent_manager.gpu.base import GIB, GpuSample, MemoryHolder
+from agent_manager.swap.history import SwapSample
 from agent_manager.swap.notices import AgentState
-from agent_manager.swap.stats import AgentSample, StatsSample, SwapSample
+from agent_manager.swap.stats import AgentSample, StatsSample
 
 BEGAN = datetime(2026, 3, 4, 14, 0, 0, tzinfo=UTC)
 STEP_S = 5

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from agent_manager.cli import stats_words as words
 from agent_manager.cli.stats_graph import ASCII, BLOCKS, History, cells, graph, step_for
 from agent_manager.cli.stats_layout import PLAIN, UNICODE, View
-from agent_manager.swap.stats import SwapSample
+from agent_manager.swap.history import SwapSample
 from tests.cli.scenes import BEGAN, DEV, GPU, LONG_S, PO, SCENES, STEP_S, busy
 
 

@@ -17,7 +17,7 @@ import pytest
 from agent_manager.cli.stats_plot import plot
 from agent_manager.cli.stats_record import Recorder
 from agent_manager.errors import AgentManagerError, HostNotReady, UsageError
-from agent_manager.swap.stats import SwapSample
+from agent_manager.swap.history import SwapSample
 from tests.cli.scenes import BEGAN, busy, idle
 
 if TYPE_CHECKING:

@@ -14,8 +14,9 @@ from agent_manager.cli.stats_record import COLUMNS, Recorder, Row, read, row_of
 from agent_manager.engines.metrics import Traffic
 from agent_manager.errors import HostNotReady, UsageError
 from agent_manager.gpu.base import GIB, GpuSample
+from agent_manager.swap.history import SwapSample
 from agent_manager.swap.notices import AgentState
-from agent_manager.swap.stats import AgentSample, StatsSample, SwapSample
+from agent_manager.swap.stats import AgentSample, StatsSample
 
 if TYPE_CHECKING:
     from pathlib import Path

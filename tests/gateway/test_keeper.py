@@ -48,6 +48,22 @@ class TestTurns:
             ticket.close()
             assert not keep.card.in_flight
 
+    async def test_nor_does_it_wait_until_the_one_that_left_is_removed(
+        self, begin: Begin, runtime: ServingRuntime
+    ) -> None:
+        removing = hold(runtime, "remove", "po")
+        async with begin() as keep:
+            await keep.served("po")
+            await keep.granted("dev")
+            await until(lambda: "remove" in dict(runtime.calls), "po is being removed")
+            ticket = keep.keeper.ask("dev")
+            assert len(keep.card.in_flight) == 2
+            ticket.close()
+            assert len(keep.card.in_flight) == 1
+            assert keep.swaps() == {("po", "done"): 1}, "the swap ends with that"
+            removing.set()
+            await until(lambda: ("dev", "done") in keep.swaps(), "po is removed")
+
     async def test_another_agent_comes_when_the_resident_has_nothing_to_do(
         self, begin: Begin, runtime: ServingRuntime, agent_ports: Mapping[str, int]
     ) -> None:

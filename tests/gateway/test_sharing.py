@@ -7,6 +7,7 @@ import json
 import re
 import select
 import signal
+import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -50,6 +51,10 @@ class Gateway:
             return str(said.read().decode())
 
     def swaps(self) -> float:
+        """How many there were. The agent that left may be put away after the first answer of the one that came."""
+        deadline = time.monotonic() + WAIT_S
+        while json.loads(self.program.run("status", "--json").out)["owner"]["step"] is not None:
+            assert time.monotonic() < deadline, "a swap is still under way"
         found = re.findall(r"(?m)^agent_manager_swaps_total\{.*\} (.+)$", self.text(self.port, "/metrics"))
         return sum(float(each) for each in found)
 

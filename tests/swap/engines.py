@@ -141,10 +141,7 @@ def _close(server: asyncio.Server) -> None:
 
 
 def tasks() -> set[str]:
-    """The names of the tasks there are, but for those in which engines of this file answer."""
-    serving = ServingRuntime.__qualname__
-    return {
-        task.get_name()
-        for task in asyncio.all_tasks()
-        if serving not in getattr(task.get_coro(), "__qualname__", "")
-    }
+    """The names of the tasks there are, but for those in which engines of this file accept and answer."""
+    serving = (ServingRuntime.__qualname__, "_accept_connection")
+    names = {task.get_name(): getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks()}
+    return {name for name, doing in names.items() if not any(each in doing for each in serving)}

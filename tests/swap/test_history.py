@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from agent_manager.runtimes.base import InstanceSpec
-from agent_manager.swap.history import SWAPS_KEPT, StartHistory, SwapHistory
-from agent_manager.swap.stats import SwapSample
+from agent_manager.swap.history import SWAPS_KEPT, StartHistory, SwapHistory, SwapSample
 
 if TYPE_CHECKING:
     from agent_manager.state import StateDir

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from .world import CLAIMS, World
+from .trip import CLAIMS
+from .world import World
 
 EXAMPLES = os.environ.get("AGENT_MANAGER_TEST_EXAMPLES")
 
@@ -67,6 +68,10 @@ class AnyOrder(RuleBasedStateMachine):
     @rule()
     def report_finish(self) -> None:
         self.world.report_finish()
+
+    @rule(gone=st.none() | agents, changed=st.sets(agents))
+    def renew(self, gone: str | None, changed: set[str]) -> None:
+        self.world.renew(gone, changed)
 
     @precondition(lambda self: self.world.trip)
     @rule()

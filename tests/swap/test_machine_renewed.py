@@ -32,6 +32,8 @@ from tests.swap.story import (
     PO,
     PO_SERVES,
     TO_LOADING,
+    TO_STARTING,
+    TO_STOPPING,
     after,
     asks,
     drained,
@@ -127,6 +129,14 @@ def test_a_swap_to_who_is_gone_is_undone() -> None:
     assert effects == (Abandon(), stop(DEV, at_once=True))
 
 
+def test_it_is_undone_once_however_often_that_is_said() -> None:
+    gone = renewed(PO.fingerprint, gone=("dev",))
+    state = after(PO_SERVES, *TO_STOPPING, gone, gone)
+    assert step(state, stopped(PO))[1] == (room(PO, again=True),)
+    state = after(PO_SERVES, *TO_STARTING, INTERRUPT, gone, Started(occupant=DEV))
+    assert step(state, stopped(DEV))[1] == (remove(DEV), room(PO, again=True))
+
+
 @pytest.mark.parametrize("served", ["old", "new"])
 def test_who_arrives_with_settings_of_earlier_serves_nobody(served: str) -> None:
     dev = replace(DEV, fingerprint=served)
@@ -145,7 +155,7 @@ def test_groups_are_those_of_now_also_for_who_waits() -> None:
 
 
 def test_a_stuck_one_is_not_stopped_again_and_again() -> None:
-    state = replace(serving_po(), stuck=True)
+    state = serving_po()._replace(stuck=True)
     assert step(state, renewed("new"))[1] == ()
 
 

@@ -22,7 +22,7 @@ from agent_manager.runtimes.proc import INSTANCE_VARIABLE
 from agent_manager.state import ensure, unusable, write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from agent_manager.compose import Document
@@ -143,3 +143,22 @@ def moment(text: str) -> datetime:
     whole, _, fraction = text.removesuffix("Z").partition(".")
     micros = int(fraction[:6].ljust(6, "0")) if fraction else 0
     return datetime.fromisoformat(whole).replace(tzinfo=UTC, microsecond=micros)
+
+
+def publishing(port: int, containers: Iterable[Mapping[str, Any]]) -> str | None:
+    """The one of these containers that publishes a port of the host, so it runs."""
+    for each in containers:
+        if any(published.get("PublicPort") == port for published in each.get("Ports") or ()):
+            return f"container {each['Names'][0].lstrip('/')}"
+    return None
+
+
+def aside(summary: Mapping[str, Any]) -> str:
+    """The name of a container that is being replaced: the agent's, and what is its own of its id."""
+    instance_id: str = summary["Labels"][INSTANCE_LABEL]
+    return f"agent-manager-{instance_id}"
+
+
+def ports_of(spec: InstanceSpec) -> tuple[int, ...]:
+    """The host's ports that its container publishes."""
+    return (spec.engine_port,) if spec.agent_port is None else (spec.engine_port, spec.agent_port)

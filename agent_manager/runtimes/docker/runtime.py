@@ -38,9 +38,12 @@ from agent_manager.runtimes.docker.records import (
     STATE_LABEL,
     Note,
     Notes,
+    aside,
     document_of,
     instance_of,
     moment,
+    ports_of,
+    publishing,
     spec_of,
 )
 from agent_manager.runtimes.ports import in_use, require_free
@@ -49,7 +52,7 @@ from agent_manager.runtimes.threads import streaming, to_the_end
 from agent_manager.state import ensure, unusable, write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Mapping
+    from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
     from datetime import datetime
 
     from agent_manager.runtimes.base import Fetching, InstanceSpec, LogLine
@@ -81,6 +84,7 @@ class DockerRuntime:
         self._environ = os.environ if environ is None else environ
         self._room_bytes = room_bytes
         self._made: DockerClient | None = None
+        self._containers: dict[str, str] = {}  # by instance; a hint, the container's labels decide
 
     def close(self) -> None:
         """Close the connections to Docker."""
@@ -231,13 +235,11 @@ class DockerRuntime:
         return await asyncio.to_thread(self._see, instance_id)
 
     def _see(self, instance_id: str) -> tuple[Instance, dict[str, Any]]:
-        found = self._find(instance_id)
-        if found is not None:
-            with contextlib.suppress(GoneError):
-                seen = self._docker.inspect(found)
-                spec = spec_of(seen["Config"]["Labels"])
-                if spec is not None:
-                    return instance_of(spec, seen, self._notes.read(instance_id)), seen
+        seen = self._inspect(self._containers.get(instance_id)) or self._inspect(self._find(instance_id))
+        spec = spec_of(seen["Config"]["Labels"]) if seen is not None else None
+        if seen is not None and spec is not None:
+            self._containers[instance_id] = seen["Id"]
+            return instance_of(spec, seen, self._notes.read(instance_id)), seen
         raise NotRunning(
             f"no instance '{instance_id}'",
             hint="agent-manager status shows what there is",
@@ -248,6 +250,12 @@ class DockerRuntime:
         """The container of an instance of ours."""
         labels = {INSTANCE_LABEL: instance_id, STATE_LABEL: self._root}
         return next((str(each["Id"]) for each in self._docker.containers(labels)), None)
+
+    def _inspect(self, container: str | None) -> dict[str, Any] | None:
+        """All about it; None when there is none, or none any more."""
+        with contextlib.suppress(GoneError):
+            return self._docker.inspect(container) if container else None
+        return None
 
     def _list(self) -> tuple[Instance, ...]:
         if not self._documents.is_dir() and not self._is_usable():
@@ -281,36 +289,40 @@ class DockerRuntime:
 
     def _check(self, spec: InstanceSpec) -> str | None:
         """Who else has its name or its ports is named; then the image, if it is not here."""
-        self._require_name_ours(spec.agent)
-        for port in _ports(spec):
-            others = self._publishing(port, ours=False)
-            if others is not None:
+        there = self._docker.containers()
+        self._require_name_ours(spec.agent, there)
+        theirs = [each for each in there if not self._is_ours(each)]
+        for port in ports_of(spec):
+            if (others := publishing(port, theirs)) is not None:
                 raise in_use(port, others)
         (service,) = (spec.document or {})["services"].values()
         image = str(service["image"]).replace("$$", "$")
         return None if self._docker.has_image(image) else image
 
-    def _require_name_ours(self, agent: str) -> dict[str, Any] | None:
-        """The container that has the agent's name. Raises HostNotReady when it is somebody else's."""
+    def _is_ours(self, summary: Mapping[str, Any]) -> bool:
+        return bool((summary.get("Labels") or {}).get(STATE_LABEL) == self._root)
+
+    def _require_name_ours(self, agent: str, there: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
+        """The one of these containers that has the agent's name. Raises HostNotReady when it is somebody else's."""
         name = project_of(agent)
-        try:
-            seen = self._docker.inspect(name)
-        except GoneError:
+        before = next((each for each in there if f"/{name}" in (each.get("Names") or ())), None)
+        if before is None:
             return None
-        labels: dict[str, str] = seen["Config"]["Labels"] or {}
-        if labels.get(STATE_LABEL) == self._root and spec_of(labels) is not None:
-            return seen
+        labels: dict[str, str] = before.get("Labels") or {}
+        if self._is_ours(before) and spec_of(labels) is not None:
+            return before
         other = labels.get(STATE_LABEL)
         whose = f"belongs to {other}" if other else "was not started by agent-manager"
         raise HostNotReady(
-            f"the container {name} ({seen['Config']['Image']}, {seen['State']['Status']}) {whose}",
+            f"the container {name} ({before['Image']}, {before['State']}) {whose}",
             hint=f"it is left alone: 'docker rm -f {name}' removes it, 'docker rename {name} NAME' keeps it",
             where=name,
         )
 
     def _create(self, spec: InstanceSpec) -> None:
         with locked(ensure(self._notes.folder)):
-            if self._find(spec.id) is not None:
+            there = self._docker.containers()
+            if any(self._is_ours(each) and each["Labels"].get(INSTANCE_LABEL) == spec.id for each in there):
                 raise OperationFailed(f"instance '{spec.id}' exists already")
             file = ensure(self._documents) / f"{spec.agent}.yaml"
             text = to_yaml(document_of(spec, self._root))
@@ -318,12 +330,12 @@ class DockerRuntime:
                 write_atomically(file, text)
             except OSError as error:
                 raise unusable(file, error) from error
-            before = self._require_name_ours(spec.agent)
+            before = self._require_name_ours(spec.agent, there)
             self._notes.forget(spec.id)
             try:
                 if before is not None:
-                    self._docker.rename(before["Id"], _aside(before))
-                self._docker.create(creation(parse(text), file))
+                    self._docker.rename(before["Id"], aside(before))
+                self._containers[spec.id] = self._docker.create(creation(parse(text), file))
             except (ConflictError, GoneError) as error:
                 raise OperationFailed(f"Docker did not create {spec.id}: {error}", where=spec.id) from error
 
@@ -335,7 +347,7 @@ class DockerRuntime:
             self._notes.forget(instance_id)
             self._take_name(instance, seen)
             try:
-                for port in _ports(instance.spec):
+                for port in ports_of(instance.spec):
                     self._require_free(port)
                 self._start_container(instance, seen)
             except AgentManagerError as error:
@@ -350,7 +362,7 @@ class DockerRuntime:
         except PortInUse as error:
             # Taken since we looked, or by something that does not listen: Docker's own words name no one.
             port = int(str(error.where).removeprefix("port ")) if error.where else instance.spec.engine_port
-            raise in_use(port, self._publishing(port)) from error
+            raise in_use(port, publishing(port, self._docker.containers())) from error
         except (ConflictError, GoneError) as error:
             raise OperationFailed(f"Docker did not start {instance.spec.id}: {error}") from error
 
@@ -365,17 +377,8 @@ class DockerRuntime:
         try:
             require_free(port)
         except PortInUse as error:
-            container = self._publishing(port)
+            container = publishing(port, self._docker.containers())
             raise (in_use(port, container) if container else error) from None
-
-    def _publishing(self, port: int, *, ours: bool = True) -> str | None:
-        """The running container that publishes a port of the host; only a foreign one unless `ours`."""
-        for each in self._docker.containers():
-            if not ours and (each.get("Labels") or {}).get(STATE_LABEL) == self._root:
-                continue
-            if any(published.get("PublicPort") == port for published in each.get("Ports") or ()):
-                return f"container {each['Names'][0].lstrip('/')}"
-        return None
 
     def _remove(self, instance_id: str) -> None:
         with locked(ensure(self._notes.folder)):
@@ -391,14 +394,5 @@ class DockerRuntime:
                 raise running from error
             except GoneError:
                 pass  # somebody was faster
+            self._containers.pop(instance_id, None)
             self._notes.forget(instance_id)
-
-
-def _ports(spec: InstanceSpec) -> tuple[int, ...]:
-    return (spec.engine_port,) if spec.agent_port is None else (spec.engine_port, spec.agent_port)
-
-
-def _aside(seen: Mapping[str, Any]) -> str:
-    """The name of a container that is being replaced: the agent's, and what is its own of its id."""
-    instance_id: str = seen["Config"]["Labels"][INSTANCE_LABEL]
-    return f"agent-manager-{instance_id}"
