@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from agent_manager.state import StateDir
 
 if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
     from collections.abc import Callable, Coroutine
     from pathlib import Path
     from typing import Any
@@ -59,7 +60,12 @@ class Invocation:
         host = self.host()
         return run(use_case(host), host.interrupts)
 
-    def perform(self, use_case: Callable[[Host, Listener], Coroutine[Any, Any, T]]) -> T:
+    def perform(
+        self,
+        use_case: Callable[[Host, Listener], Coroutine[Any, Any, T]],
+        *,
+        new_loop: Callable[[], AbstractEventLoop] | None = None,
+    ) -> T:
         """Run a use case that changes something, showing its progress. Raises as `read` does."""
         from agent_manager.cli.progress import progress  # noqa: PLC0415 - rich; not for --help and completion
         from agent_manager.cli.runner import run  # noqa: PLC0415 - likewise
@@ -67,4 +73,4 @@ class Invocation:
         host = self.host()
         simulated = (host.engine or host.catalog.engine) == "simulated"
         with progress(self.output, simulated=simulated) as listener:
-            return run(use_case(host, listener), host.interrupts)
+            return run(use_case(host, listener), host.interrupts, new_loop=new_loop)

@@ -20,13 +20,18 @@ T = TypeVar("T")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def run(use_case: Coroutine[Any, Any, T], interrupts: Interrupts) -> T:
-    """Run it to its end and return its result.
+def run(
+    use_case: Coroutine[Any, Any, T],
+    interrupts: Interrupts,
+    *,
+    new_loop: Callable[[], asyncio.AbstractEventLoop] | None = None,
+) -> T:
+    """Run it to its end and return its result. `new_loop` makes another kind of loop than asyncio's own.
 
     SIGINT, SIGTERM and SIGHUP fire `interrupts`; when nobody listens there, the use case is cancelled and
     Interrupted is raised. A signal that this process was told to ignore (nohup) stays ignored.
     """
-    with asyncio.Runner() as runner:
+    with asyncio.Runner(loop_factory=new_loop) as runner:
         return runner.run(_interruptible(use_case, interrupts))
 
 

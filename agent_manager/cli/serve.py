@@ -33,13 +33,16 @@ def run(
     'agent-manager reload' and SIGHUP read the catalog anew. Ctrl-C finishes what runs,
     then takes the agent off the card; a second one does not wait.
     """
-    from agent_manager.gateway.serve import serve  # noqa: PLC0415 - aiohttp; not for --help
+    from uvloop import new_event_loop  # noqa: PLC0415 - not for --help
+
+    from agent_manager.gateway.serve import serve  # noqa: PLC0415 - likewise
 
     invocation: Invocation = ctx.obj
     invocation.perform(
         lambda host, listener: serve(
             host, listener=listener, opened=partial(_tell, invocation.output), wait_s=wait
-        )
+        ),
+        new_loop=new_event_loop,
     )
 
 

@@ -180,7 +180,7 @@ class _Connection(asyncio.Protocol):
         if self._pieces:
             said = b"".join(self._pieces) if len(self._pieces) > 1 else self._pieces[0]
             self._pieces.clear()
-            if self._paused and self._transport is not None:
+            if self._paused and self.usable and self._transport is not None:
                 self._paused = False
                 self._transport.resume_reading()
             return said

@@ -5,18 +5,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+import uvloop
 
 from tests.swap.engines import ServingRuntime
 
 from .keeping import keeping
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from asyncio import AbstractEventLoop
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     from agent_manager.state import StateDir
     from tests.conftest import FreePort
 
     from .keeping import Begin
+
+
+def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], AbstractEventLoop]]:
+    """These run on the loop that the gateway runs on."""
+    return {"uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture
