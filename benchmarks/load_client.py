@@ -3,7 +3,7 @@
 One client for all of them, in a process of its own: asyncio and httptools. Its argument is a plan as JSON: `mode`,
 the `ports` by name, `rounds`; it prints, as JSON, for each round each name's figure. Modes:
 
-- `latency`: median seconds of one request, over one connection;
+- `latency`: median seconds of one request, over one connection; all are asked in turns, request by request;
 - `rate`: requests a second, over 16 connections;
 - `chunks`: events a second, over 8 streams as fast as they come;
 - `pace`: of 256 streams of 50 events a second, the slowest one's events a second.
@@ -23,7 +23,7 @@ import httptools
 from benchmarks.bare_engine import EVENT
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
 MODEL: Final = "dev"
 LATENCY_REQUESTS: Final = 150
@@ -102,15 +102,17 @@ async def connect(port: int, count: int) -> list[Connection]:
     return [(await loop.create_connection(Connection, "127.0.0.1", port))[1] for _ in range(count)]
 
 
-async def latency(port: int) -> float:
-    (connection,) = await connect(port, 1)
-    asked, took_s = request(port), []
-    for _ in range(LATENCY_REQUESTS):
-        began_s = time.perf_counter()
-        await connection.ask(asked)
-        took_s.append(time.perf_counter() - began_s)
-    connection.transport.close()
-    return statistics.median(took_s)
+async def latency(ports: Mapping[str, int]) -> dict[str, float]:
+    took_s: dict[str, list[float]] = {name: [] for name in ports}
+    turns = [(name, request(port), (await connect(port, 1))[0]) for name, port in ports.items()]
+    for number in range(LATENCY_REQUESTS):
+        for name, asked, connection in turns if number % 2 else reversed(turns):
+            began_s = time.perf_counter()
+            await connection.ask(asked)
+            took_s[name].append(time.perf_counter() - began_s)
+    for _, _, connection in turns:
+        connection.transport.close()
+    return {name: statistics.median(each) for name, each in took_s.items()}
 
 
 async def rate(port: int) -> float:
@@ -155,7 +157,6 @@ async def _streams(connections: list[Connection], port: int, count: int, pace_hz
 
 
 MODES: Final[dict[str, Callable[[int], Awaitable[float]]]] = {
-    "latency": latency,
     "rate": rate,
     "chunks": chunks,
     "pace": pace,
@@ -163,9 +164,14 @@ MODES: Final[dict[str, Callable[[int], Awaitable[float]]]] = {
 
 
 async def run(plan: dict[str, Any]) -> list[dict[str, float]]:
-    measured, ports = MODES[plan["mode"]], plan["ports"]
+    ports, rounds = plan["ports"], plan["rounds"]
     async with asyncio.timeout(TIMEOUT_S):
-        return [{name: await measured(port) for name, port in ports.items()} for _ in range(plan["rounds"])]
+        if plan["mode"] == "latency":
+            return [await latency(ports) for _ in range(rounds)]
+        measured = MODES[plan["mode"]]
+        # In turn forwards and backwards: who comes after whom makes a difference, too.
+        orders = [list(ports.items()), list(reversed(ports.items()))]
+        return [{name: await measured(port) for name, port in orders[n % 2]} for n in range(rounds)]
 
 
 if __name__ == "__main__":
