@@ -1,17 +1,16 @@
 """What the gateway costs: `agent-manager serve` beside nginx, before the same engine, asked by the same client.
 
-Each figure comes of short turns in one run (the engine itself, nginx, the gateway, and again), and is the median of
-the ratios of each round: this way it holds on a machine that does other things, too. The gateway is the real
+Each figure comes of short turns in one run (the engine itself, nginx, the gateway, and again backwards), and is the
+median of the ratios of each round: this way it holds on a machine that does other things, too. The gateway is the real
 program, with all that it checks and decides for a request; its engine is `bare_engine.py`, which the catalog names
 as the command of the simulated one. nginx is as people set it up before a model: one worker, no buffering, kept
 connections. Swaps are between simulated engines, and the yardstick is the same engine started by hand.
 
-Where the time of a request goes (sampled by CPU time, 16 connections; a request is 0.16-0.2 ms of one core, nginx's
-0.02): two fifths are aiohttp's server (parsing, a task for each request, the response's headers, its write), an
-eighth the way to the engine, a sixth the ticket (two steps of the swap machine), a seventh understanding the request
-(its JSON, its headers), the rest checks, counting and glue. Over one connection all of that is added, and the time
-in which the kernel wakes two more processes. In a stream only the copying counts: pieces that come together leave
-together.
+Where the time of a request goes (sampled, 16 connections; a request is 0.09-0.1 ms of one core): two fifths are the
+kernel and uvloop (two reads, two writes, the wait for the next), a fifth the ticket (two steps of the swap machine),
+a sixth reading the request and writing the answer, a tenth understanding it (its JSON, its agent), the rest the way
+to the engine, checks and glue. Over one connection all of that is added, and the time in which the kernel wakes two
+more processes. In a stream only the copying counts: pieces that come together leave together.
 
 Where it is not installed, what needs nginx is left out, and the table says so.
 """
@@ -44,7 +43,7 @@ CHUNKS_BOUND: Final = 0.8
 PACE_BOUND: Final = 0.98
 """Of the pace at which the engine speaks: less would add up over a stream."""
 MEMORY_BOUND_BYTES: Final = 70 * 10**6
-SWAPS: Final = {0.0: 5, 0.4: 5, 2.3: 2}
+SWAPS: Final = {0.0: 9, 0.4: 9, 2.3: 5}
 """How many are measured for each load in seconds."""
 SWAP_BOUND_MS: Final = 60.0
 
