@@ -1,9 +1,9 @@
 """What the gateway costs: `agent-manager serve` beside nginx, before the same engine, asked by the same client.
 
 Each figure comes of short turns in one run (the engine itself, nginx, the gateway, and again backwards), and is the
-median of the ratios of each round: this way it holds on a machine that does other things, too. The gateway is the real
-program, with all that it checks and decides for a request; its engine is `bare_engine.py`, which the catalog names
-as the command of the simulated one. nginx is as people set it up before a model: one worker, no buffering, kept
+median of the ratios of each round: this way it holds on a machine that does other things, too. The gateway is the
+real program, with all that it checks and decides for a request; its engine is `bare_engine.py`, which the catalog
+names as the command of the simulated one. nginx is as people set it up before a model: one worker, no buffering, kept
 connections. Swaps are between simulated engines, and the yardstick is the same engine started by hand.
 
 Where the time of a request goes (sampled, 16 connections; a request is 0.09-0.1 ms of one core): two fifths are the
