@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 Rounds = list[dict[str, float]]
 
-ROUNDS: Final = {"latency": 30, "rate": 10, "chunks": 8, "pace": 1}
+ROUNDS: Final = {"latency": 30, "rate": 20, "chunks": 8, "pace": 1}
 LATENCY_BOUND: Final = 5.2
 RATE_BOUND: Final = 0.35
 CHUNKS_BOUND: Final = 0.8

@@ -44,7 +44,7 @@ _STREAMS: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
 """Where `stream_options` means something."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Asked:
     """A request that was understood: whose it is, and what the engine gets."""
 
@@ -281,7 +281,7 @@ def _is_preflight(request: Request) -> bool:
 
 def _document(body: bytes) -> dict[str, Any]:
     try:
-        document = json.loads(body)
+        document = json.loads(body.decode())  # it is UTF-8, RFC 8259; looking for what else it may be takes longer
     except (ValueError, RecursionError) as error:
         raise RefusedError(400, "invalid_json", f"the body is not JSON: {error}") from None
     if not isinstance(document, dict):

@@ -7,6 +7,7 @@ could read differently than we do.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from agent_manager.gateway.tickets import RefusedError
@@ -102,10 +103,13 @@ def body_too_large() -> RefusedError:
 
 
 def _check_size(target: bytes, raw: list[Header]) -> None:
-    sizes = [len(name) + len(value) for name, value in raw]
-    sizes.append(len(target))
-    if max(sizes) > LARGEST_LINE_BYTES or len(raw) > HEADERS or sum(sizes) > LARGEST_HEAD_BYTES:
+    whole = len(target) + sum(map(len, chain.from_iterable(raw)))
+    if whole > LARGEST_HEAD_BYTES or len(raw) > HEADERS:
         raise head_too_large()
+    if whole > LARGEST_LINE_BYTES:  # else no line can be
+        longest = max((len(name) + len(value) for name, value in raw), default=0)
+        if max(longest, len(target)) > LARGEST_LINE_BYTES:
+            raise head_too_large()
 
 
 def _check_once(raw: Iterable[Header]) -> None:

@@ -44,7 +44,7 @@ _OURS: Final = _HOP_BY_HOP | {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Errand:
     """A request as an engine gets it."""
 
