@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -104,8 +105,9 @@ def _here_bytes(cache: Path) -> int:
     """On the disk, in whole files and in partial ones."""
     here = 0
     for path in (cache / f"models--{REPO.replace('/', '--')}" / "blobs").glob("*"):
-        size = path.stat().st_blocks * 512
-        here += min(size, SHARD_BYTES) if path.name.endswith(SUFFIX) else size
+        with contextlib.suppress(FileNotFoundError):  # one that is whole gets another name meanwhile
+            size = path.stat().st_blocks * 512
+            here += min(size, SHARD_BYTES) if path.name.endswith(SUFFIX) else size
     return here
 
 
