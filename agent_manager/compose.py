@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import yaml
 
+from agent_manager.catalog.document import LOADER
 from agent_manager.engines.base import CardKind, Source
 from agent_manager.engines.simulated.settings import CARD_DIR
 from agent_manager.errors import UsageError
@@ -45,8 +46,6 @@ _EVERYWHERE: Final = "0.0.0.0"  # noqa: S104 - inside the container; its ports a
 _LOOPBACK: Final = "127.0.0.1"
 _UNPINNED: Final = "\0unpinned\0"
 _NO_FOLDING: Final = 1 << 30
-# libyaml reads ten times faster; wheels of PyYAML have it, some source builds do not.
-_LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _PLAIN: Final = re.compile(r"[A-Za-z/][A-Za-z0-9_./-]*")
 
 
@@ -148,7 +147,7 @@ def to_yaml(document: Document) -> str:
 def parse(text: str) -> Document:
     """The document that `to_yaml` wrote. Raises ValueError for what is none."""
     try:
-        document = yaml.load(text, Loader=_LOADER)  # noqa: S506 - a safe one
+        document = yaml.load(text, Loader=LOADER)  # noqa: S506 - a safe one
     except yaml.YAMLError as error:
         raise ValueError(f"not YAML: {error}") from error
     if not isinstance(document, dict) or not isinstance(document.get("services"), dict):

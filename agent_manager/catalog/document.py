@@ -34,8 +34,8 @@ MAX_PROSE_CHARS = 65_536
 
 _BREAKS = str.maketrans({"\n": " ", "\t": " "})
 
-# libyaml reads ten times faster; wheels of PyYAML have it, some source builds do not.
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""Reads plain YAML and nothing else. libyaml's is ten times faster; wheels of PyYAML have it, some builds do not."""
 
 # Beside what YAML forbids, the line breaks that only YAML counts: lines are then what an editor shows.
 _LINE_BREAKS = re.compile("[\x85\u2028\u2029]")
@@ -142,7 +142,7 @@ def read_document(text: str, *, file: str, environ: Mapping[str, str]) -> Docume
         return document
     reader = _Reader(document, environ)
     try:
-        for event in yaml.parse(text, Loader=_LOADER):
+        for event in yaml.parse(text, Loader=LOADER):
             reader.take(event)
     except yaml.MarkedYAMLError as error:
         last_line = text.rstrip().count("\n") + 1  # the end of the file, to a reader

@@ -85,7 +85,7 @@ class Front:
 
     def shown_to(self, request: Request) -> tuple[Header, ...]:
         """What lets a page read the answer; see Answerer."""
-        return self._guard.shown_to(request.headers) if "origin" in request.headers else ()
+        return self._guard.shown_to(request.headers)
 
     async def answer(self, request: Request, exchange: Exchange, agent: str | None) -> None:
         """Answer what came to the door of that agent, or to the common one (None); see Answerer."""

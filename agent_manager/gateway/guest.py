@@ -18,7 +18,14 @@ import httptools
 
 from agent_manager.gateway import messages
 from agent_manager.gateway.exchange import Exchange
-from agent_manager.gateway.messages import Header, Request, body_too_large, head_too_large, understood
+from agent_manager.gateway.messages import (
+    FRAMING,
+    Header,
+    Request,
+    body_too_large,
+    head_too_large,
+    understood,
+)
 from agent_manager.gateway.replies import refuse
 from agent_manager.gateway.tickets import RefusedError
 
@@ -30,7 +37,6 @@ BODY_TIMEOUT_S: Final = 60.0
 """How long a request with a body may take, from its first byte."""
 LINGER_S: Final = 5.0
 """How long a client that was refused may go on sending: hung up on at once, it might lose the answer."""
-_FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
 
 _log = logging.getLogger(__name__)
 
@@ -270,7 +276,7 @@ class Guest(asyncio.Protocol):
         """
         if self._request is None:
             return
-        lines = b"".join(b"%b: %b\r\n" % header for header in self._request.raw if header[0] in _FRAMING)
+        lines = b"".join(b"%b: %b\r\n" % header for header in self._request.raw if header[0] in FRAMING)
         self._upgrades = False
         self._parser = httptools.HttpRequestParser(self)
         self._parser.feed_data(b"POST / HTTP/1.1\r\nConnection: close\r\n" + lines + b"\r\n" + rest)

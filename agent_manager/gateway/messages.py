@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 Header: TypeAlias = tuple[bytes, bytes]
 """Name and value; the name in lower case where a client sent it."""
 
+FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
+"""The headers that say where a body ends."""
 LARGEST_LINE_BYTES: Final = 8 << 10
 """Of the first line, and of each header: nginx's default."""
 HEADERS: Final = 64

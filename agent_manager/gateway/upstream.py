@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Self
 import httptools
 
 from agent_manager.engines.base import LOOPBACK
+from agent_manager.gateway.messages import FRAMING
 from agent_manager.gateway.replies import EVENT_STREAM
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ PIECES_HELD: Final = 64
 """How many pieces of an answer are held for a client that reads slowly, before the engine has to wait."""
 IDLE_CONNECTIONS: Final = 64
 LARGEST_HEAD_BYTES: Final = 64 << 10
-_FRAMING: Final = (b"content-length", b"transfer-encoding")
 
 
 class UpstreamGoneError(Exception):
@@ -233,7 +233,7 @@ class _Connection(asyncio.Protocol):
         self._wake()
 
     def _framed(self) -> bool:
-        return any(name in _FRAMING for name, _ in self.headers)
+        return any(name in FRAMING for name, _ in self.headers)
 
     # --- httptools ----------------------------------------------------------------------------------------
 

@@ -136,18 +136,18 @@ def test_no_engine_chosen_and_no_gpu_names_the_choices(program: Program) -> None
     assert all(f"--engine {name}" in error["hint"] for name in ("vllm", "vllm-cpu", "simulated"))
 
 
+def said_by_a_shell(program: Program, script: str) -> str:
+    return subprocess.run(
+        ["/bin/sh", "-c", script], capture_output=True, text=True, check=True, env=program.env
+    ).stdout
+
+
 def test_env_is_for_eval(program: Program) -> None:
     done = program.run("env", "dev")
     assert done.code == 0
     assert done.err == "note: dev is absent; 'agent-manager launch dev' puts it on the card\n"
-    shell = subprocess.run(
-        ["/bin/sh", "-c", f'{done.out}\necho "$OPENAI_BASE_URL $OPENAI_API_KEY $OPENAI_MODEL"'],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=program.env,
-    )
-    assert shell.stdout == f"http://localhost:{program.ports['dev']}/v1 unused dev\n"
+    said = said_by_a_shell(program, f'{done.out}\necho "$OPENAI_BASE_URL $OPENAI_API_KEY $OPENAI_MODEL"')
+    assert said == f"http://localhost:{program.ports['dev']}/v1 unused dev\n"
     assert program.run("env", "dev", "-q").err == ""
     document = json.loads(program.run("env", "dev", "--json", "-q").out)
     assert document["OPENAI_MODEL"] == "dev"
@@ -163,14 +163,7 @@ def test_env_leads_to_a_gateways_key_and_does_not_print_it(program: Program, whe
     program.env["MY_KEY"] = "a-secret"
     printed = program.run("env", "dev", "-q").out
     assert "a-secret" not in printed
-    shell = subprocess.run(
-        ["/bin/sh", "-c", f'{printed}\necho "$OPENAI_API_KEY"'],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=program.env,
-    )
-    assert shell.stdout == "a-secret\n"
+    assert said_by_a_shell(program, f'{printed}\necho "$OPENAI_API_KEY"') == "a-secret\n"
     assert json.loads(program.run("env", "dev", "--json", "-q").out)["OPENAI_API_KEY"] == "a-secret"
 
 

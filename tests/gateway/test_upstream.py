@@ -26,6 +26,12 @@ async def whole(upstream: Upstream, body: bytes = b"") -> tuple[int, bytes]:
         return said.status, text
 
 
+async def asked_three_times(upstream: Upstream) -> None:
+    """Each is answered with what was sent."""
+    answers = [await whole(upstream, b"%d" % number) for number in range(3)]
+    assert answers == [(200, b"0"), (200, b"1"), (200, b"2")]
+
+
 @contextlib.contextmanager
 def way_to(served: Engine) -> Iterator[Upstream]:
     upstream = Upstream(served.port)
@@ -54,11 +60,7 @@ async def test_a_connection_is_used_again_after_its_answer_was_read() -> None:
 
     async with engine(talk) as served:
         with way_to(served) as upstream:
-            assert [await whole(upstream, b"%d" % number) for number in range(3)] == [
-                (200, b"0"),
-                (200, b"1"),
-                (200, b"2"),
-            ]
+            await asked_three_times(upstream)
     assert served.connections == 1
 
 
@@ -182,11 +184,7 @@ async def test_what_nobody_asked_for_is_no_answer() -> None:
 
     async with engine(talk) as served:
         with way_to(served) as upstream:
-            assert [await whole(upstream, b"%d" % number) for number in range(3)] == [
-                (200, b"0"),
-                (200, b"1"),
-                (200, b"2"),
-            ]
+            await asked_three_times(upstream)
     assert served.connections == 2
 
 
