@@ -11,10 +11,11 @@ the Hub cache, the GPU and a commit that nobody has pinned yet are variables of 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import yaml
+from msgspec import Struct
+from msgspec.structs import replace
 
 from agent_manager.catalog.document import LOADER
 from agent_manager.engines.base import CardKind, Source
@@ -49,8 +50,7 @@ _NO_FOLDING: Final = 1 << 30
 _PLAIN: Final = re.compile(r"[A-Za-z/][A-Za-z0-9_./-]*")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class Place(Struct, frozen=True, kw_only=True):
     """The machine a document is for, as compose reads it: `$` is doubled, `${NAME}` is a variable.
 
     `hub_cache` is the host's Hub cache, `gpu` an index or UUID, `card_dir` the folder of the simulated card and

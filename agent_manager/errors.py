@@ -28,8 +28,9 @@ turns an error into an exit code.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
+
+from msgspec import Struct
 
 
 class AgentManagerError(Exception):
@@ -58,8 +59,7 @@ class AgentUnknown(UsageError):
     code = "agent_unknown"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
+class Problem(Struct, frozen=True, kw_only=True):
     """One thing wrong in a file: `line` counts from 1; `path` is dotted, such as `agents.dev.context`."""
 
     file: str

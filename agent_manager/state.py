@@ -14,16 +14,16 @@ from __future__ import annotations
 
 import os
 import threading
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from agent_manager.errors import StateUnusable
 
 ENVIRONMENT_VARIABLE = "AGENT_MANAGER_STATE_DIR"
 
 
-@dataclass(frozen=True, slots=True)
-class StateDir:
+class StateDir(Struct, frozen=True):
     """The state folder. Its properties are paths; only `ensure` touches the disk."""
 
     root: Path

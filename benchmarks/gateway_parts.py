@@ -10,10 +10,11 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from agent_manager.catalog.load import load_catalog
 from agent_manager.gpu.simulated import SimulatedProbe
@@ -69,8 +70,7 @@ http {{
 """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Gateway:
+class Gateway(Struct, frozen=True, kw_only=True):
     """One that runs: its common port, the engine's port of the first agent, its process."""
 
     port: int

@@ -14,9 +14,10 @@ import statistics
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from agent_manager.catalog.load import load_catalog
 from agent_manager.gpu.simulated import SimulatedProbe

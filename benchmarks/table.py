@@ -5,8 +5,9 @@ from __future__ import annotations
 import statistics
 import subprocess
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -16,8 +17,7 @@ class SkippedError(Exception):
     """It cannot be measured here; the message says why."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class Row(Struct, frozen=True, kw_only=True):
     """A figure beside its yardstick and the bound it has to keep."""
 
     what: str

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from agent_manager.catalog.values import did_you_mean, shown
 from agent_manager.errors import AgentUnknown
@@ -16,8 +18,7 @@ ENGINE_PORT_OFFSET = 100
 GATEWAY_PORT = 8080
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Model:
+class Model(Struct, frozen=True, kw_only=True):
     """A checkpoint as declared: exactly one of `repo` and `path` is set.
 
     `revision` is a full commit, from the catalog or from models.lock.yaml; None until the first pull, and for
@@ -32,8 +33,7 @@ class Model:
     reasoning_parser: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Agent:
+class Agent(Struct, frozen=True, kw_only=True):
     """A named endpoint. `sampling` holds vLLM generation-config names, such as `temperature`.
 
     `utilization` None means auto. `thinking` None leaves the model's chat template to its own default.
@@ -70,8 +70,7 @@ class Agent:
         return self.port + ENGINE_PORT_OFFSET
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineSettings:
+class EngineSettings(Struct, frozen=True, kw_only=True):
     """What the catalog says of one engine.
 
     `command` is how a host starts it (process runtime), `image` the container image, pinned.
@@ -87,8 +86,7 @@ class EngineSettings:
     simulation: Simulation | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Simulation:
+class Simulation(Struct, frozen=True, kw_only=True):
     """How the simulated engine behaves. `faults` maps an agent to its fault, such as `crash-after:3`."""
 
     load_seconds: float = 2.0
@@ -97,8 +95,7 @@ class Simulation:
     faults: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Gateway:
+class Gateway(Struct, frozen=True, kw_only=True):
     """What the catalog says of the gateway.
 
     `keep_alive_s`: how long an idle agent stays, negative for always. `max_wait_s` bounds the wait for a busy one.
@@ -119,8 +116,7 @@ class Gateway:
     include_usage: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Catalog:
+class Catalog(Struct, frozen=True, kw_only=True):
     """What the user declared, for one profile.
 
     `source` is the file, absolute. `engine` and `runtime` are the catalog's or the profile's choice, if any.

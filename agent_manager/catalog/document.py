@@ -10,10 +10,10 @@ for the schema to decide, quoted or not.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import yaml
+from msgspec import Struct, field
 
 from agent_manager.catalog.values import VARIABLE, Interpolated, kind, plain_value, shown
 from agent_manager.errors import CatalogInvalid, Problem, UsageError
@@ -44,8 +44,7 @@ _VARIABLE = re.compile(VARIABLE, re.ASCII)
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", re.ASCII)
 
 
-@dataclass(slots=True)
-class Document:
+class Document(Struct):
     """A file's data, the lines (from 1) of its keys and list items, and what is wrong with it so far.
 
     `problems` is an ordered set. `spoiled` are places whose value was not understood, so that nothing more is
@@ -170,8 +169,7 @@ class _Stop(Exception):
         self.hint = hint
 
 
-@dataclass(slots=True)
-class _Frame:
+class _Frame(Struct):
     """A mapping or list that is open. In a mapping, `key` is set while its value is awaited."""
 
     place: Place

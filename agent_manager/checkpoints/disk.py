@@ -15,9 +15,10 @@ import fnmatch
 import json
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from agent_manager.checkpoints.facts import Facts, Origin, facts_from
 from agent_manager.checkpoints.headers import (
@@ -61,8 +62,7 @@ _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _MISSING: Final = "missing"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Checkpoint:
+class Checkpoint(Struct, frozen=True, kw_only=True):
     """A model's files, complete. `revision` is the commit, None for a `path:` model."""
 
     folder: Path
@@ -70,8 +70,7 @@ class Checkpoint:
     size_bytes: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Listed:
+class Listed(Struct, frozen=True, kw_only=True):
     """What the Hub says of a file of a commit, None where that is not known.
 
     `digest` is the sha256 of a large file (64 digits), the git blob's sha1 of a small one (40).
@@ -81,8 +80,7 @@ class Listed:
     digest: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Missing:
+class Missing(Struct, frozen=True, kw_only=True):
     """A Hub model that is not here, or not all of it.
 
     `files` are those that are absent or not whole, as far as that is known.

@@ -6,9 +6,10 @@ Pure: nothing here touches the disk. An architecture whose memory this program c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from agent_manager.checkpoints.quantization import (
     Quantization,
@@ -56,8 +57,7 @@ class Origin(StrEnum):
     KNOWN = "known"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
+class Shape(Struct, frozen=True, kw_only=True):
     """The dimensions of a language model that decide how much memory its KV cache takes.
 
     `attention_layers` of the `layers` hold KV for each token; the others (of a hybrid) keep
@@ -98,16 +98,14 @@ class Shape:
         return self.attention_layers * self.kv_heads * 2 * self.head_dim * element_bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unsupported:
+class Unsupported(Struct, frozen=True, kw_only=True):
     """An architecture whose memory cannot be accounted for yet, and why."""
 
     architecture: str
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
+class Facts(Struct, frozen=True, kw_only=True):
     """A checkpoint in numbers. `weights_bytes`: resident once loaded; `disk_bytes`: its files.
 
     `idle_bytes` of the weights are not read while one token is decoded: the experts it does not use.

@@ -8,8 +8,9 @@ the tensors
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from agent_manager.errors import CheckpointUnusable
 
@@ -21,8 +22,7 @@ MAX_HEADER_BYTES: Final = 100_000_000
 """The limit of the safetensors library itself (safetensors/src/tensor.rs, MAX_HEADER_SIZE)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tensor:
+class Tensor(Struct, frozen=True, kw_only=True):
     """One entry of a safetensors header. `dtype` as written there: `BF16`, `I32`, `F8_E4M3`; empty if it is not."""
 
     name: str

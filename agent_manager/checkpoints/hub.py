@@ -8,9 +8,11 @@ from __future__ import annotations
 import re
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from agent_manager.checkpoints.fetching.patience import GO_ON, PASSING, Patience, asked_s
 from agent_manager.errors import DownloadFailed
@@ -36,8 +38,7 @@ _PLAIN_BYTES: Final = 1 << 20
 _PATIENCE: Final = Patience()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RemoteFile:
+class RemoteFile(Struct, frozen=True, kw_only=True):
     """A file of a repository at one commit.
 
     `sha256` is set for a file in large file storage, and is then its `blob` too: the name it has in the cache's
@@ -53,8 +54,7 @@ class RemoteFile:
     xet_hash: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Listing:
+class Listing(Struct, frozen=True, kw_only=True):
     """All files of a repository at one commit, in the order the Hub lists them."""
 
     repo: str
@@ -319,8 +319,7 @@ def _line(error: BaseException) -> str:
     return lines[0].rstrip(".") if lines else type(error).__name__
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Account:
+class Account(Struct, frozen=True, kw_only=True):
     """The Hub as it answers us. `token`: the library sends one; `refused`: it is not valid there.
 
     `user` is whose token it is, None where the Hub does not say.

@@ -7,9 +7,10 @@ is the size of the weight files as the repository shows it. Facts read from the 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
+
+from msgspec.structs import replace
 
 from agent_manager.checkpoints.facts import Facts, Origin, Shape
 from agent_manager.checkpoints.quantization import Quantization

@@ -12,8 +12,9 @@ import fcntl
 import json
 import os
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from agent_manager.checkpoints.disk import repo_folder
 from agent_manager.checkpoints.fetching.partial import SUFFIX, done_bytes_at
@@ -30,8 +31,7 @@ _LOCK_MODE: Final = 0o664
 """As huggingface_hub: users of a shared cache wait for each other."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Storage:
+class Storage(Struct, frozen=True, kw_only=True):
     """Where the cache keeps one repository at one commit. Methods that write may raise OSError."""
 
     hub_cache: Path

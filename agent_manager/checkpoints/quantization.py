@@ -7,8 +7,9 @@ The keys are those of the tools that write it: AutoAWQ and AutoGPTQ (`bits`, `gr
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 _BYTE_BITS: Final = 8
 _FP4_BITS: Final = 4
@@ -17,8 +18,7 @@ _MODELOPT: Final = {"FP8": (8, None), "NVFP4": (_FP4_BITS, _NVFP4_GROUP)}
 """ModelOpt's `quant_algo` to bits and group size."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Quantization:
+class Quantization(Struct, frozen=True, kw_only=True):
     """A quantization: `method` as vLLM knows it (awq, gptq, compressed-tensors, fp8, modelopt, ...).
 
     `bits` and `group_size` are those of a weight, None where the checkpoint does not say or has no groups (a scale

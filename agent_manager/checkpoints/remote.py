@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from agent_manager.checkpoints.disk import CONFIG, INDEX, WEIGHTS, is_wanted
 from agent_manager.checkpoints.facts import Facts, Origin, facts_from
@@ -33,8 +34,7 @@ _GGUF_LABEL: Final = re.compile(r"[-.]((?:I?Q\d\w*)|BF16|F16|F32)(?:-\d{5}-of-\d
 _GGUF_ASKED_FOR: Final = ("Q4_K_M", "Q5_K_M")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Inspected:
+class Inspected(Struct, frozen=True, kw_only=True):
     """A repository at a commit. `files` are those an engine needs, `download_bytes` what they add up to."""
 
     repo: str
@@ -75,8 +75,7 @@ def inspect(repo: str, *, revision: str | None = None, endpoint: str | None = No
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Source:
+class _Source(Struct, frozen=True, kw_only=True):
     """One repository at one commit, to read from."""
 
     repo: str

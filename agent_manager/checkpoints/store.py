@@ -13,9 +13,10 @@ import os
 import re
 import shutil
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from agent_manager.checkpoints.disk import listed_files, main_branch, repo_folder
 from agent_manager.errors import OperationFailed, UsageError
@@ -35,16 +36,14 @@ _FOLDERS: Final = ("snapshots", "refs", "trees", "blobs")
 """In the order of deletion: whatever interrupts it, no snapshot leads to blobs that are gone."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
+class Usage(Struct, frozen=True, kw_only=True):
     """Bytes on disk of a repository in the Hub cache, all commits; `partial_bytes` of them are unfinished files."""
 
     disk_bytes: int = 0
     partial_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Removal:
+class Removal(Struct, frozen=True, kw_only=True):
     """What deleting a model would delete: `paths` in that order, then `shared`, to which nothing else leads.
 
     `kept_revisions` are other commits of the same repository, which stay with the blobs they need.

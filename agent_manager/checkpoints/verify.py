@@ -14,11 +14,13 @@ import json
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from agent_manager.checkpoints.disk import (
     CONFIG,
@@ -65,8 +67,7 @@ class ModelState(StrEnum):
     UNVERIFIABLE = "unverifiable"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileCheck:
+class FileCheck(Struct, frozen=True, kw_only=True):
     """A file of a checkpoint. `size_bytes` is what is there; `reason` says what is wrong with it."""
 
     name: str
@@ -75,8 +76,7 @@ class FileCheck:
     reason: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelCheck:
+class ModelCheck(Struct, frozen=True, kw_only=True):
     """A model of the catalog.
 
     `checked_bytes` is the size of the files that were compared with what the Hub says of them. `reason` is set where
@@ -99,16 +99,14 @@ class ModelCheck:
         return tuple(file for file in self.files if file.state in {FileState.CORRUPT, FileState.MISSING})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VerifyProgress:
+class VerifyProgress(Struct, frozen=True, kw_only=True):
     """Bytes read so far, over all models, of those that are to be read."""
 
     done_bytes: int
     total_bytes: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _File:
+class _File(Struct, frozen=True, kw_only=True, eq=False):
     """A file to check: `size_bytes` is what is there (None: nothing), `listed` what the Hub said of it."""
 
     name: str
@@ -118,8 +116,7 @@ class _File:
     digest: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Survey:
+class _Survey(Struct, frozen=True, kw_only=True):
     """A model and its files before any is read."""
 
     model: Model

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from msgspec import Struct
 
 from agent_manager.cli import complete
 from agent_manager.errors import OperationFailed, UsageError
@@ -23,8 +23,7 @@ agent-manager compose --check  # exit 1 when a file is not what the catalog says
 """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ComposeFile:
+class ComposeFile(Struct, frozen=True, kw_only=True):
     """An agent's file. `changed`: what was there, if anything, was something else."""
 
     agent: str

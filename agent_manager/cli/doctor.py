@@ -73,7 +73,7 @@ def show(report: Report, output: Output) -> None:
 
 def _host(invocation: Invocation) -> tuple[Host, tuple[Problem, ...]]:
     """This machine; with a catalog that cannot be used, its problems, and the packaged catalog in its place."""
-    from dataclasses import replace  # noqa: PLC0415 - not for --help and completion
+    from msgspec.structs import replace  # noqa: PLC0415 - not for --help and completion
 
     from agent_manager.catalog.load import packaged_catalog  # noqa: PLC0415 - likewise
 

@@ -8,7 +8,9 @@ import sys
 import traceback
 from typing import TYPE_CHECKING
 
-from agent_manager.cli.output import plain, printable
+from msgspec import to_builtins
+
+from agent_manager.cli.output import printable
 from agent_manager.errors import CatalogInvalid
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ def _document(error: AgentManagerError) -> dict[str, object]:
         "where": error.where,
     }
     if isinstance(error, CatalogInvalid):
-        document["problems"] = plain(error.problems)
+        document["problems"] = to_builtins(error.problems)
     return document
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
+
+from msgspec import Struct
 
 from agent_manager.state import StateDir
 
@@ -22,8 +23,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
+class Choice(Struct, frozen=True, kw_only=True):
     """The global options that choose: None where neither an option nor the environment did."""
 
     catalog: Path | None = None
@@ -41,8 +41,7 @@ def read_catalog(choice: Choice) -> Catalog:
     return load_catalog(path, profile=choice.profile, environ=os.environ, state_root=state_root)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Invocation:
+class Invocation(Struct, frozen=True, kw_only=True):
     """What every verb is given."""
 
     choice: Choice

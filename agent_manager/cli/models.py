@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import typer  # noqa: TC002 - typer reads annotations at run time
+from msgspec import Struct
 
 from agent_manager.cli.output import Cell, gib
 from agent_manager.errors import CheckpointUnusable
@@ -25,8 +25,7 @@ agent-manager models --json
 COMMIT_DIGITS = 12
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelRow:
+class ModelRow(Struct, frozen=True, kw_only=True):
     """A model of the catalog.
 
     `revision` is the commit it is or would be read at; `folder` and `size_bytes` are set when it is on disk,

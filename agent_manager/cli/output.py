@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
 import os
 import re
 import sys
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import Enum
-from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from msgspec import Struct, json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,16 +39,14 @@ ANSI = {
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
+class Cell(Struct, frozen=True):
     """One cell of a table: its text and its style, a name of ANSI or ''."""
 
     text: str
     style: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Output:
+class Output(Struct, frozen=True, kw_only=True):
     """Where this invocation's words go. `json`, `quiet`, `verbose`, `no_color` are the global options."""
 
     json: bool = False
@@ -61,11 +56,11 @@ class Output:
 
     def document(self, value: object) -> None:
         """The result as one JSON document on stdout."""
-        sys.stdout.write(json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n")
+        sys.stdout.write(json.format(encoded(value), indent=2).decode() + "\n")
 
     def json_line(self, value: object) -> None:
         """One of many JSON documents on stdout, each on its own line, written at once."""
-        sys.stdout.write(json.dumps(plain(value), ensure_ascii=False) + "\n")
+        sys.stdout.write(encoded(value).decode() + "\n")
         sys.stdout.flush()
 
     def result(self, text: str) -> None:
@@ -139,19 +134,9 @@ class Output:
         console.print(table)
 
 
-def plain(value: object) -> Any:  # noqa: ANN401 - whatever JSON can hold
-    """The value as JSON types: dataclasses as objects, times as ISO 8601, paths and enumerations as strings."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain(item) for item in value]
-    if isinstance(value, Enum):
-        return plain(value.value)
-    if isinstance(value, datetime):
-        return value.isoformat()
-    return str(value) if isinstance(value, PurePath) else value
+def encoded(value: object) -> bytes:
+    """The value as JSON: values as objects, times as ISO 8601, paths as strings."""
+    return json.encode(value, enc_hook=str)
 
 
 def printable(text: str) -> str:

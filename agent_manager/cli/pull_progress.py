@@ -8,8 +8,9 @@ import sys
 import time
 from collections import deque
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from agent_manager.cli.output import GIB, gib, printable, seconds
 from agent_manager.cli.progress import PLAIN_PERCENT_STEP, percentage
@@ -80,8 +81,7 @@ class Rate:
         return f"{rate / _MB:.1f} MB/s{left}"
 
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
+class Arrival(Struct, frozen=True):
     """When a file began to come, and how much of it was here by then."""
 
     since_s: float

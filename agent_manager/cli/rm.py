@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from msgspec import Struct
 
 from agent_manager.cli import complete
 from agent_manager.cli.confirm import ask, can_ask
@@ -24,8 +24,7 @@ agent-manager rm qwen2.5-7b-awq --yes  # in a script
 """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Removed:
+class Removed(Struct, frozen=True, kw_only=True):
     """What was deleted. `kept_revisions` are other commits of the repository, which are still there."""
 
     model: str

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
+
+from msgspec import Struct, field
 
 from agent_manager.cli import stats_words as words
 from agent_manager.cli.output import GIB, gib, printable, seconds
@@ -46,8 +47,7 @@ TOKENS = (4, 5)
 """Those of the agents; the others are the card's."""
 
 
-@dataclass(frozen=True, slots=True)
-class Glyphs:
+class Glyphs(Struct, frozen=True):
     """The characters of bars and graphs. The fills of agents differ, so that no colour is needed."""
 
     agents: str
@@ -64,8 +64,7 @@ UNICODE = Glyphs("█▓▚▞", "▒", "·", "━", "─", BLOCKS, "→", "│"
 PLAIN = Glyphs("#=%x", "o", ".", "#", "-", ASCII, "->", "|")
 
 
-@dataclass(slots=True)
-class View:
+class View(Struct):
     """What a view remembers from one sample to the next: the graphs, and the fill of each agent."""
 
     interval_s: float

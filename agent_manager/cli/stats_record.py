@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import csv
 import math
-from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self
+
+from msgspec import Struct
+from msgspec.structs import fields
 
 from agent_manager.errors import HostNotReady, UsageError
 
@@ -25,8 +27,7 @@ if TYPE_CHECKING:
 Value = int | float | str | bool | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class Row(Struct, frozen=True, kw_only=True):
     """One sample, as it is recorded; the fields are the columns.
 
     `agents` are names with a `+` between them, such as `architect+dev`; empty when no agent is on the card.

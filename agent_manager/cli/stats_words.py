@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from agent_manager.cli.output import gib, printable, seconds
 
@@ -131,8 +132,7 @@ def others(sample: StatsSample) -> list[MemoryHolder]:
     return sorted(found, key=lambda each: -(each.used_bytes or 0))
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
+class Column(Struct, frozen=True):
     """One thing to say of an agent: `width` cells, numbers to the right; shown from a screen `from_width` wide."""
 
     header: str

@@ -6,8 +6,9 @@ are put in order.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from agent_manager.diagnosis.finding import Finding, State
 from agent_manager.diagnosis.rules_card import judge_card
@@ -34,16 +35,14 @@ _GROUPS: Final[tuple[tuple[str, tuple[Rule, ...]], ...]] = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
+class Group(Struct, frozen=True, kw_only=True):
     """A part of the host and what was found there, in the order it was looked at."""
 
     name: str
     findings: tuple[Finding, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class Report(Struct, frozen=True, kw_only=True):
     """All that was found. `purpose` is what the host was looked at for, such as `vllm in containers`."""
 
     purpose: str

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -12,16 +13,14 @@ if TYPE_CHECKING:
     from agent_manager.gpu.base import Card, GpuFacts, MemoryHolder
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trouble:
+class Trouble(Struct, frozen=True, kw_only=True):
     """A part of the host that could not be read: why, and what to do in words. Each is one line."""
 
     message: str
     hint: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class Wanted(Struct, frozen=True, kw_only=True):
     """What the host should be ready for.
 
     `needs_gpu`: the engine lives on an NVIDIA GPU. `image` is what it runs from in a container, `program` what a host
@@ -42,8 +41,7 @@ class Wanted:
         return self.runtime == "docker"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CatalogFacts:
+class CatalogFacts(Struct, frozen=True, kw_only=True):
     """The catalog in use. `problems` are all those of a file that cannot be used; then the packaged one is judged."""
 
     source: str
@@ -53,8 +51,7 @@ class CatalogFacts:
     problems: tuple[Problem, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SystemFacts:
+class SystemFacts(Struct, frozen=True, kw_only=True):
     """The machine. `families` are os-release's ID and ID_LIKE, such as {"ubuntu", "debian"}.
 
     `systemd`: it is what starts services here. `nvidia_card`: None where it cannot be told whether there is one.
@@ -75,8 +72,7 @@ class SystemFacts:
     toolkit: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Disk:
+class Disk(Struct, frozen=True, kw_only=True):
     """A folder, or the nearest one above it that exists, and the disk it is on. `device` tells disks apart."""
 
     folder: Path
@@ -86,8 +82,7 @@ class Disk:
     device: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DockerFacts:
+class DockerFacts(Struct, frozen=True, kw_only=True):
     """The Docker that answers, and what is in it.
 
     `disk` is that of Docker's root, None where it cannot be seen from here (a virtual machine). `image_here` is None
@@ -113,8 +108,7 @@ class DockerFacts:
         return self.system == "Docker Desktop"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Orphan:
+class Orphan(Struct, frozen=True, kw_only=True):
     """A container with our labels. `why` says what is wrong with it, `running` whether it may hold the card."""
 
     name: str
@@ -122,16 +116,14 @@ class Orphan:
     running: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
+class Trial(Struct, frozen=True, kw_only=True):
     """A container of `image` was asked to start with the GPU: it did, or Docker refused."""
 
     image: str
     refusal: Trouble | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AgentNeed:
+class AgentNeed(Struct, frozen=True, kw_only=True):
     """What an agent of the profile needs of the card: free bytes at its start, or why it does not fit at all.
 
     Both are None where nothing is known of its model yet. `unsupported` is why this GPU cannot compute it, `slower`
@@ -145,8 +137,7 @@ class AgentNeed:
     slower: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CardFacts:
+class CardFacts(Struct, frozen=True, kw_only=True):
     """The card: `gpu` says more of it where it is one. `ours` are the processes of our own running instances."""
 
     card: Card
@@ -161,16 +152,14 @@ class CardFacts:
         return tuple(sorted(others, key=lambda holder: -(holder.used_bytes or 0)))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MissingModel:
+class MissingModel(Struct, frozen=True, kw_only=True):
     """A model of the profile that is not (all) on disk. `size_bytes` is None where nothing is known of it."""
 
     name: str
     size_bytes: int | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelFacts:
+class ModelFacts(Struct, frozen=True, kw_only=True):
     """The profile's checkpoints: how many are complete, what is missing, and what cannot be used as it is."""
 
     disk: Disk
@@ -181,8 +170,7 @@ class ModelFacts:
     offload_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HubFacts:
+class HubFacts(Struct, frozen=True, kw_only=True):
     """The Hub answered. `token`: one is sent with each request. `user` is whose, where the Hub says so."""
 
     endpoint: str
@@ -191,8 +179,7 @@ class HubFacts:
     user: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PortFacts:
+class PortFacts(Struct, frozen=True, kw_only=True):
     """A port that an agent needs. `holder` is who listens there, None when nobody does; `ours`: that agent itself."""
 
     port: int
@@ -203,8 +190,7 @@ class PortFacts:
     ours: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LostEngine:
+class LostEngine(Struct, frozen=True, kw_only=True):
     """Processes of an engine of ours that `status` and `stop` cannot see, since its record cannot be read.
 
     `folder` is the record, None when it is gone altogether. Without `pids` only the record is left.
@@ -215,8 +201,7 @@ class LostEngine:
     pids: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Leftovers:
+class Leftovers(Struct, frozen=True, kw_only=True):
     """What earlier runs left in the state folder. `ended` are the agents of instances that ended by themselves.
 
     `harmless` counts what the next launch clears by itself: claims and owners of dead processes, folders half made.
@@ -229,8 +214,7 @@ class Leftovers:
     kept_logs_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostFacts:
+class HostFacts(Struct, frozen=True, kw_only=True):
     """Everything, part by part; a part that could not be read is a Trouble.
 
     `trial` and `hub` are texts where they were not looked at: the reason.

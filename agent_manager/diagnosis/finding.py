@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
+
+from msgspec import Struct
 
 _GIB: Final = 1 << 30
 
@@ -18,8 +19,7 @@ class State(StrEnum):
     SKIPPED = "skipped"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class Finding(Struct, frozen=True, kw_only=True):
     """One thing that was looked at: `check` names it for good, `evidence` is what was seen, in one line.
 
     `remedy` is a command to copy, or where no command helps what to do; None when there is nothing to do.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import signal
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from agent_manager.diagnosis.table import LOGS, RULES, VAGUE_RULES
 
@@ -15,8 +16,7 @@ if TYPE_CHECKING:
     from agent_manager.diagnosis.table import Rule
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Diagnosis:
+class Diagnosis(Struct, frozen=True, kw_only=True):
     """What went wrong and what to do, one line each. `evidence` is the log line it rests on, if one does."""
 
     cause: str
@@ -74,8 +74,7 @@ def diagnose(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Line:
+class _Line(Struct, frozen=True):
     text: str
     harmless: bool
 

@@ -7,11 +7,11 @@ Causes and remedies may quote groups of the pattern (`\1`). A remedy names keys 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(Struct, frozen=True):
     """One failure. `pattern` is searched for in a single line, anywhere in it."""
 
     pattern: re.Pattern[str]

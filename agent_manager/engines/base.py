@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,8 +20,7 @@ LOOPBACK = "127.0.0.1"
 """Where an engine listens on a host. In a container of its own it listens everywhere, and Docker on loopback."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class Source(Struct, frozen=True, kw_only=True):
     """Where an engine finds the model: a folder, or a Hub repository at one commit.
 
     `model` is what follows `serve`: a folder as the engine sees it, or the repository's id. `revision` is the
@@ -41,8 +41,7 @@ class CardKind(StrEnum):
     SIMULATED = "simulated"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineCommand:
+class EngineCommand(Struct, frozen=True, kw_only=True):
     """What to run: `program` and its `arguments`; `env` is what the engine needs beyond the host's own.
 
     `program` is how a host starts the engine. In a container it is the image's entrypoint that the arguments
@@ -59,8 +58,7 @@ class EngineCommand:
         return (*self.program, *self.arguments)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Phase:
+class Phase(Struct, frozen=True, kw_only=True):
     """How far a load is. `order` only grows; `percent` (0-100) where the log gives one."""
 
     order: int

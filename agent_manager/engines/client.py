@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
+
+from msgspec import Struct
 
 from agent_manager.errors import EngineFailed
 
@@ -24,16 +25,14 @@ LARGEST_ANSWER_BYTES = 8 << 20
 """vLLM's /metrics is 56 kB; anything that answers more than this is no engine."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
+class Load(Struct, frozen=True, kw_only=True):
     """How many requests an engine has: `running` get tokens, `waiting` are queued."""
 
     running: int
     waiting: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
+class _Answer(Struct, frozen=True):
     status: int
     body: bytes
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
 from typing import TypeAlias
+
+from msgspec import Struct
 
 Histogram: TypeAlias = tuple[tuple[float, float], ...]
 """(upper bound in seconds, how many were at most that), by rising bound; the last bound is infinite."""
@@ -26,8 +27,7 @@ _LINE = re.compile(rf'^vllm:({_WANTED})(?:\{{((?:[^"}}\n]|{_QUOTED})*)\}})?[ \t]
 _LABEL = re.compile(rf"(\w+)=({_QUOTED})")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
+class Reading(Struct, frozen=True, kw_only=True):
     """One page, summed over its engine cores (`kv_cache_usage`, 0-1, is their mean). None: the page lacks it.
 
     Tokens, queries and hits are counted since the engine's start; histograms too, empty when the page lacks them.
@@ -44,8 +44,7 @@ class Reading:
     inter_token_latency: Histogram = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Traffic:
+class Traffic(Struct, frozen=True, kw_only=True):
     """What an engine did between two readings; None where nothing of the kind happened or it does not tell.
 
     Requests are counts now. Tokens are per second over the interval, 0.0 for an idle one. Latencies are medians

@@ -7,17 +7,17 @@ HTTP on `owner.sock` beside the card's lock. An operation is answered by lines o
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-import json
 import socket
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from aiohttp import web
+from msgspec import Struct, json
 
 from agent_manager.errors import AgentManagerError, Interrupted
 from agent_manager.state import unusable
 from agent_manager.swap.controller import as_error
-from agent_manager.swap.remote import facts_of_error, facts_of_notice, short_path
+from agent_manager.swap.notices import StopResult
+from agent_manager.swap.remote import Failure, Line, short_path
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
     from agent_manager.gateway.keeper import Keeper
     from agent_manager.gateway.steward import Steward
-    from agent_manager.swap.notices import Listener, Notice
+    from agent_manager.swap.notices import LaunchResult, Listener, Notice, ReloadResult
 
-    Work = Callable[[dict[str, Any], Listener], Awaitable[dict[str, object]]]
+    Work = Callable[[dict[str, Any], Listener], Awaitable[Struct]]
 
 _LAST_WORDS_S: Final = 2.0
 """How long a client may take to read how its operation ended, when the gateway ends."""
@@ -41,7 +41,7 @@ class Control:
         self._path = path
         self._steward = steward
         self._keeper = keeper
-        self._tasks: dict[str, asyncio.Task[dict[str, object]]] = {}
+        self._tasks: dict[str, asyncio.Task[Struct]] = {}
         self._closing = False
         app = web.Application()
         app.add_routes(
@@ -85,8 +85,8 @@ class Control:
 
     # --- operations ---------------------------------------------------------------------------------------
 
-    async def _launch(self, asked: dict[str, Any], listener: Listener) -> dict[str, object]:
-        result = await self._steward.launch(
+    async def _launch(self, asked: dict[str, Any], listener: Listener) -> LaunchResult:
+        return await self._steward.launch(
             asked["wish"],
             asked["agent"],
             listener=listener,
@@ -94,20 +94,18 @@ class Control:
             drain_timeout_s=asked["drain_timeout_s"],
             again=asked["again"],
         )
-        return dataclasses.asdict(result)
 
-    async def _stop(self, asked: dict[str, Any], listener: Listener) -> dict[str, object]:
+    async def _stop(self, asked: dict[str, Any], listener: Listener) -> StopResult:
         stopped = await self._steward.stop(
             asked["wish"], asked["agents"], listener=listener, drain_timeout_s=asked["drain_timeout_s"]
         )
-        return {"stopped": stopped}
+        return StopResult(stopped=stopped)
 
-    async def _reload(self, _: dict[str, Any], listener: Listener) -> dict[str, object]:
-        return dataclasses.asdict(await self._steward.reload(listener))
+    async def _reload(self, _: dict[str, Any], listener: Listener) -> ReloadResult:
+        return await self._steward.reload(listener)
 
     async def _queues(self, _: web.Request) -> web.Response:
-        facts = {name: dataclasses.asdict(queue) for name, queue in self._steward.queues().items()}
-        return web.json_response(facts)
+        return web.Response(body=json.encode(self._steward.queues()), content_type="application/json")
 
     async def _interrupt(self, request: web.Request) -> web.Response:
         wish = (await request.json())["wish"]
@@ -136,7 +134,7 @@ class Control:
             task.add_done_callback(lambda _: self._over(asked["wish"], said))
             try:
                 while (notice := await said.get()) is not None:
-                    await _write(response, {"notice": facts_of_notice(notice)})
+                    await _write(response, Line(notice=notice))
                 await _write(response, self._ending(task))
             finally:
                 self._give_up(asked["wish"])  # its client went away
@@ -144,15 +142,15 @@ class Control:
 
         return answer
 
-    def _ending(self, task: asyncio.Task[dict[str, object]]) -> dict[str, object]:
+    def _ending(self, task: asyncio.Task[Struct]) -> Line[Struct]:
         """The last line of an operation that is over."""
         if task.cancelled():
             why = "the gateway is ending" if self._closing else "nothing was changed"
-            return {"error": facts_of_error(Interrupted(f"interrupted: {why}"))}
+            return Line(error=Failure.of(Interrupted(f"interrupted: {why}")))
         error = task.exception()
         if error is None:
-            return {"result": task.result()}
-        return {"error": facts_of_error(error if isinstance(error, AgentManagerError) else as_error(error))}
+            return Line(result=task.result())
+        return Line(error=Failure.of(error if isinstance(error, AgentManagerError) else as_error(error)))
 
     def _over(self, wish: str, said: asyncio.Queue[Notice | None]) -> None:
         task = self._tasks.pop(wish)
@@ -161,8 +159,8 @@ class Control:
         said.put_nowait(None)
 
 
-async def _write(response: web.StreamResponse, line: dict[str, object]) -> None:
-    await response.write(json.dumps(line).encode() + b"\n")
+async def _write(response: web.StreamResponse, line: Line[Struct]) -> None:
+    await response.write(json.encode(line) + b"\n")
 
 
 def _bound(path: Path) -> socket.socket:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from agent_manager.errors import AgentManagerError, HostNotReady
 from agent_manager.gateway.guard import Guard, read_key
@@ -27,8 +28,7 @@ if TYPE_CHECKING:
     from agent_manager.swap.prepare import Prepared
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Crew:
+class Crew(Struct, frozen=True, kw_only=True):
     """The agents that can be served, and why the others cannot."""
 
     ready: Mapping[str, Prepared]

@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import Struct
 
 from agent_manager.gateway import relay
 from agent_manager.gateway.counts import CONTENT_TYPE
@@ -44,8 +45,7 @@ _STREAMS: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
 """Where `stream_options` means something."""
 
 
-@dataclass(slots=True, kw_only=True)
-class Asked:
+class Asked(Struct, kw_only=True):
     """A request that was understood: whose it is, and what the engine gets."""
 
     agent: str

@@ -9,9 +9,10 @@ from __future__ import annotations
 import functools
 import hmac
 import re
-from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from agent_manager.errors import UsageError
 from agent_manager.gateway.tickets import RefusedError
@@ -30,8 +31,7 @@ _PREFLIGHT_AGE_S: Final = 600
 """How long a browser may remember what a page may send."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Guard:
+class Guard(Struct, frozen=True, kw_only=True):
     """What is checked before anything is read. `key` None: loopback only, and no key is asked for.
 
     `origins` are those pages that may all the same, as browsers name them: `http://localhost:3000`.

@@ -10,8 +10,10 @@ import asyncio
 import contextlib
 import itertools
 import time
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from agent_manager.errors import AgentManagerError, EngineKilled
 from agent_manager.gateway.place import Place, state_of, swap_for
@@ -40,8 +42,7 @@ _NOBODY: Final = ev.Wanted(goal=None, drain_timeout_s=1.0)
 """Empties the card when the gateway ends; what had to finish has."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bounds:
+class Bounds(Struct, frozen=True, kw_only=True):
     """How much the keeper takes on.
 
     `most_waiting` and `most_running` requests for one agent; more are told to come again (an engine queues beyond
@@ -167,9 +168,9 @@ class Keeper:
         """Keep the card until cancelled; `first` is what to begin with. Raises what is a mistake of ours."""
         now_s = time.monotonic()
         # Whoever is found on the card begins to idle now, and somebody has to look when its time is over.
-        desk = self._start.desk._replace(since_s=now_s)
+        desk = replace(self._start.desk, since_s=now_s)
         self._controller.tell(ev.Due())
-        keeping = self._controller.keep(self._start._replace(desk=desk, now_s=now_s), first, self._hear)
+        keeping = self._controller.keep(replace(self._start, desk=desk, now_s=now_s), first, self._hear)
         tasks = (asyncio.create_task(keeping), asyncio.create_task(self._watchman.run()))
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -10,8 +10,9 @@ No engine has a flag for a system prompt: it is added here for every agent that 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,8 +52,7 @@ _TEMPLATED: Final = frozenset({_CHAT, _RESPONSES, _MESSAGES, _COUNT, _TOKENIZE})
 _SYSTEM_ROLES: Final = frozenset({"system", "developer"})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Manners:
+class Manners(Struct, frozen=True, kw_only=True):
     """How the requests of `agent` are completed. `served_as` is what its engine calls itself in every reply.
 
     `shared`: the engine serves other agents as well.

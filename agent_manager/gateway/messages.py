@@ -6,9 +6,10 @@ could read differently than we do.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Final, TypeAlias
+
+from msgspec import Struct
 
 from agent_manager.gateway.tickets import RefusedError
 
@@ -45,8 +46,7 @@ _ONCE: Final = frozenset(
 """What we act on. Of two of a kind, somebody else might act on the other."""
 
 
-@dataclass(slots=True, kw_only=True)
-class Request:
+class Request(Struct, kw_only=True):
     """A request. `path` and `query` are as they came, `headers` by name in lower case, `raw` in order, as bytes.
 
     `old`: its client speaks HTTP/1.0. `body` is there once all of it has come.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from agent_manager.gateway.replies import error_event
 from agent_manager.gateway.tickets import RefusedError
@@ -44,8 +45,7 @@ _OURS: Final = _HOP_BY_HOP | {
 }
 
 
-@dataclass(slots=True, kw_only=True)
-class Errand:
+class Errand(Struct, kw_only=True):
     """A request as an engine gets it."""
 
     method: str

@@ -7,8 +7,9 @@ way of writing it differently leads there.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from agent_manager.gateway.tickets import RefusedError
 
@@ -48,16 +49,14 @@ _RESPONSES: Final = "/v1/responses/"
 _ID: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
 
 
-@dataclass(frozen=True, slots=True)
-class Own:
+class Own(Struct, frozen=True):
     """The gateway answers. `name` is what follows `/v1/models/`, if anything does."""
 
     path: str
     name: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ToAgent:
+class ToAgent(Struct, frozen=True):
     """An engine answers, at `path`. `agent` None: the request's `model` says whose."""
 
     path: str

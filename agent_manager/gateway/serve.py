@@ -7,9 +7,11 @@ unless it holds an agent's door itself. It ends in order: doors closed, running 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from agent_manager.diagnosis.patterns import diagnose
 from agent_manager.gateway.control import Control
@@ -49,8 +51,7 @@ CLOSING_S: Final = 30.0
 """How long they may take when the gateway ends."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Addresses:
+class Addresses(Struct, frozen=True, kw_only=True):
     """Where the gateway listens: `port` for all, and each agent's own."""
 
     host: str
@@ -101,8 +102,7 @@ def _addresses(host: Host, crew: Crew) -> Addresses:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Gateway:
+class _Gateway(Struct, frozen=True, kw_only=True):
     """What runs while the card is owned."""
 
     keeper: Keeper
@@ -219,11 +219,11 @@ async def _opening(
         state = following(
             total_bytes=total_bytes, arriving=arriving, leaving=leaving, drain_timeout_s=DRAIN_TIMEOUT_S
         )
-        return state._replace(desk=desk), ev.AwaitReady(occupant=arriving, restoring=False)
+        return replace(state, desk=desk), ev.AwaitReady(occupant=arriving, restoring=False)
     state = State(total_bytes=total_bytes, desk=desk, drain_timeout_s=DRAIN_TIMEOUT_S)
     if taken.resident is not None:
         agent = taken.resident.instance.spec.agent
-        state = state._replace(resident=occupant_of(taken.resident.instance.spec))
+        state = replace(state, resident=occupant_of(taken.resident.instance.spec))
         if taken.resident.wanted:
             listener(Remark(message=f"{agent} is on the card and stays"))
         else:
@@ -236,7 +236,7 @@ async def _opening(
             outcome = await controller.run(state, ev.Wanted(goal=None, drain_timeout_s=DRAIN_TIMEOUT_S))
             if outcome.result is not ev.Result.DONE:
                 raise as_error(outcome.reason)
-            state = state._replace(resident=None)
+            state = replace(state, resident=None)
             preload = preload or agent
     goal = crew.goal(preload)
     return state, ev.Wanted(goal=goal) if goal else None

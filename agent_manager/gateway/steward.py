@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
+
+from msgspec.structs import replace
 
 from agent_manager.catalog.load import load_catalog
 from agent_manager.errors import AgentManagerError, AgentUnknown, CatalogInvalid, UsageError

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from agent_manager.swap.notices import AgentState
@@ -20,16 +21,14 @@ class RefusedError(Exception):
         self.retry_after_s = retry_after_s
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Granted:
+class Granted(Struct, frozen=True, kw_only=True):
     """The engine on 127.0.0.1:`port` takes the request. `swap` says which swap it waited for, as `po -> dev`."""
 
     port: int
     swap: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Whereabouts:
+class Whereabouts(Struct, frozen=True, kw_only=True):
     """Where a waiting request is: how many wait before it, what happens on the card, and for how long still.
 
     `expected_s` None: nothing was measured yet.
@@ -40,8 +39,7 @@ class Whereabouts:
     expected_s: float | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AgentNow:
+class AgentNow(Struct, frozen=True, kw_only=True):
     """An agent as the gateway shows it."""
 
     name: str

@@ -6,8 +6,9 @@ try later. A crash says less than a start that failed for a reason: the first on
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 FIRST_PAUSE_S: Final = 10.0
 LONGEST_PAUSE_S: Final = 600.0
@@ -15,8 +16,7 @@ GOOD_WHILE_S: Final = 60.0
 """An engine that served for so long before it crashed was a good one: the count begins anew."""
 
 
-@dataclass(slots=True)
-class _Record:
+class _Record(Struct):
     failures: int = 0
     cause: str = ""
     until_s: float = 0.0

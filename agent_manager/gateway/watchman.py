@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from agent_manager.engines.client import EngineClient
 from agent_manager.errors import AgentManagerError
@@ -28,8 +29,7 @@ LOOKS: Final = 4
 """How often, at least, an engine is looked at before it counts as stalled."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rounds:
+class Rounds(Struct, frozen=True, kw_only=True):
     """When the watchman looks, every `every_s`, and for how long he waits. A shorter stall timeout shortens them.
 
     `answer_s`: for a word, as long as for the first one after a load. `gone_s`: for an engine that hung up on a

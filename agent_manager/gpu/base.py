@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import Struct
 
 GIB = 1 << 30
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MemoryHolder:
+class MemoryHolder(Struct, frozen=True, kw_only=True):
     """A process that holds memory of a card. `used_bytes` is None where the driver does not say."""
 
     pid: int
@@ -17,8 +17,7 @@ class MemoryHolder:
     used_bytes: int | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Card:
+class Card(Struct, frozen=True, kw_only=True):
     """The memory that engines share, as read just now.
 
     `id` names it in the state folder: a GPU's UUID, `SIM-0` or `CPU-0`. `total_bytes` is what an engine can
@@ -38,8 +37,7 @@ class Card:
         return self.total_bytes - self.free_bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GpuSample:
+class GpuSample(Struct, frozen=True, kw_only=True):
     """Everything a GPU says of itself at one moment; None is a reading it does not support.
 
     `total_bytes` and `free_bytes` are counted as in Card; both are None where the memory is not the card's own.
@@ -101,8 +99,7 @@ class GpuProbe(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GpuFacts:
+class GpuFacts(Struct, frozen=True, kw_only=True):
     """What a GPU and its driver are, beside their memory; None is what the driver does not tell.
 
     `driver_version` such as `580.95.05`; `cuda_version` the newest CUDA the driver runs, `compute_capability` the

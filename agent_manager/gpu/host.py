@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from agent_manager.errors import HostNotReady
 from agent_manager.gpu.base import Card
@@ -18,8 +19,7 @@ CARD_NAME: Final = "Host memory"
 _KIB: Final = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class HostMemoryProbe:
+class HostMemoryProbe(Struct, frozen=True):
     """Reads what this host, or the cgroup of this process if that is less, has and has free.
 
     On a host with several memory nodes it is the smallest node that counts: vLLM on the CPU stays on one

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from agent_manager.gpu import host, simulated
 from agent_manager.gpu.base import GpuSample
@@ -14,8 +15,7 @@ if TYPE_CHECKING:
     from agent_manager.state import StateDir
 
 
-@dataclass(frozen=True, slots=True)
-class MemorySampler:
+class MemorySampler(Struct, frozen=True):
     """Samples a card that has nothing but memory: what `probe` reads, and no reading of a GPU."""
 
     probe: GpuProbe

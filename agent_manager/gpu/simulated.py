@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import fcntl
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
+
+from msgspec import Struct
 
 from agent_manager.gpu.base import GIB, Card, MemoryHolder
 from agent_manager.state import ensure, unusable
@@ -46,8 +47,7 @@ class NotEnoughMemory(Exception):
         self.free_bytes = free_bytes
 
 
-@dataclass(frozen=True, slots=True)
-class SimulatedProbe:
+class SimulatedProbe(Struct, frozen=True):
     """Reads the simulated card whose folder is `card_dir`. Takes no lock that could make a claimer wait."""
 
     card_dir: Path

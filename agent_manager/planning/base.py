@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,8 +22,7 @@ class Budget(StrEnum):
     """The KV cache has a declared size (vLLM on the CPU: VLLM_CPU_KVCACHE_SPACE)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
+class Measured(Struct, frozen=True, kw_only=True):
     """What an engine's own log said of one checkpoint on one card, and the settings it ran with.
 
     Figures, None where the log did not say: `weights_bytes` ("Model loading took"), `kv_cache_bytes` ("Available
@@ -45,8 +45,7 @@ class Measured:
     eager: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Demand:
+class Demand(Struct, frozen=True, kw_only=True):
     """What an agent asks of a card.
 
     `context` and `sequences` are `--max-model-len` and `--max-num-seqs`. `utilization` None means auto.
@@ -67,8 +66,7 @@ class Demand:
     measured: Measured | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fit:
+class Fit(Struct, frozen=True, kw_only=True):
     """Settings that hold on the card. Bytes; None where nothing is known of the checkpoint.
 
     weights + overhead + kv_cache = budget, to the byte. `weights_bytes` is what stays on the card, less than
@@ -100,8 +98,7 @@ class Fit:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Remedy:
+class Remedy(Struct, frozen=True, kw_only=True):
     """A change that makes an agent fit, tried: `fit` is what the planner then answers. `text` says it in one line.
 
     `changes` are fields of the agent in the catalog with the values to write there (`context: 16384`,
@@ -114,8 +111,7 @@ class Remedy:
     fit: Fit
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shortfall:
+class Shortfall(Struct, frozen=True, kw_only=True):
     """Why the agent cannot run as declared, in one line, and what would make it fit.
 
     `options` are changes that were tried and fit, the mildest first; `advice` is what else may help, in words.

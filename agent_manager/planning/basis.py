@@ -6,8 +6,10 @@ Pure. The constants are measurements of vLLM 0.30 to 0.32; each says which.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from agent_manager.gpu.base import GIB
 from agent_manager.planning.base import Budget, Measured
@@ -32,8 +34,7 @@ HOST_OVERHEAD_BYTES: Final = 2 * GIB
 at rest; loading takes more."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Basis:
+class Basis(Struct, frozen=True, kw_only=True):
     """What an agent takes before its KV cache, and how that is cut.
 
     `weights_bytes` stay on the card, `offloaded_bytes` do not. `least_pages` are needed to start at all. `measured`

@@ -8,8 +8,9 @@ group (vLLM's prefix caching keeps the one before the last).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from agent_manager.checkpoints.facts import Shape
 from agent_manager.planning.base import Budget
@@ -23,8 +24,7 @@ _ELEMENT_BYTES: Final = {"bfloat16": 2, "float16": 2, "fp8": 1, "fp8_e4m3": 1, "
 _STATE_PAGES: Final = 2
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
+class Layout(Struct, frozen=True, kw_only=True):
     """Pages of `page_bytes`, each of `page_tokens`; a request takes `fixed_pages` more, whatever its length."""
 
     page_tokens: int

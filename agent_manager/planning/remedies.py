@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from agent_manager.checkpoints.facts import Facts, Shape
 from agent_manager.gpu.base import GIB
@@ -75,8 +77,7 @@ def with_remedies(
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Search:
+class _Search(Struct, frozen=True, kw_only=True):
     """Looks for changes to one demand on one card."""
 
     demand: Demand

@@ -6,8 +6,9 @@ the bandwidth's bound. Weights in host memory are read over PCIe for every token
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from agent_manager.checkpoints.facts import Facts
@@ -47,8 +48,7 @@ _BANDWIDTH_GB_PER_S: Final = {
 """From the makers' data sheets."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Speed:
+class Speed(Struct, frozen=True, kw_only=True):
     """Tokens per second of one sequence with a short prompt: what to expect at least and at most."""
 
     low: float

@@ -6,8 +6,9 @@ and NVIDIA's (CUDA 13 needs driver R580 and has no code for GPUs before Turing).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
+
+from msgspec import Struct
 
 from agent_manager.checkpoints.facts import Shape
 
@@ -54,8 +55,7 @@ _METHODS: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Obstacle:
+class Obstacle(Struct, frozen=True, kw_only=True):
     """Why it cannot run here, in one line, and what to do instead."""
 
     message: str

@@ -9,9 +9,11 @@ Pure arithmetic.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from agent_manager.checkpoints.facts import Facts, Origin, Shape, Unsupported
 from agent_manager.gpu.base import GIB
@@ -32,8 +34,7 @@ MOST_AUTO_PERCENT: Final = 92
 _NO_OTHERS: Final[Mapping[str, Facts]] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Room:
+class _Room(Struct, frozen=True, kw_only=True):
     """Memory given to the engine, and what must be free for it to start."""
 
     utilization: float | None

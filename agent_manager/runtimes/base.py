@@ -7,19 +7,19 @@ A runtime is the store: `list` reads back what is there, nothing is remembered e
 from __future__ import annotations
 
 import hashlib
-import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping  # noqa: TC003 - msgspec reads the types of what it decodes
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from msgspec import Struct, field, json
+from msgspec.structs import replace
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Mapping
+    from collections.abc import AsyncGenerator, Callable
     from datetime import datetime
-    from typing import Any
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InstanceSpec:
+class InstanceSpec(Struct, frozen=True, kw_only=True):
     """All it takes to start an engine, and to start the same one again.
 
     `id` is `<agent>-<8 hex digits>`. `shared_with` are agents that it serves beside `agent`, under the gateway.
@@ -42,12 +42,6 @@ class InstanceSpec:
     agent_port: int | None
     document: Mapping[str, Any] | None = None
 
-    @classmethod
-    def from_facts(cls, facts: Mapping[str, Any]) -> InstanceSpec:
-        """The spec that was written as JSON. Raises KeyError, TypeError or ValueError for anything else."""
-        lists = {"argv": tuple(facts["argv"]), "shared_with": tuple(facts.get("shared_with", ()))}
-        return cls(**{**facts, **lists})
-
     @property
     def agents(self) -> tuple[str, ...]:
         """All agents that it serves."""
@@ -56,9 +50,7 @@ class InstanceSpec:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over everything but the id: two specs with one fingerprint run the same engine."""
-        facts = asdict(self)
-        del facts["id"]
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.encode(replace(self, id=""), order="sorted")).hexdigest()
 
 
 class InstanceState(StrEnum):
@@ -69,8 +61,7 @@ class InstanceState(StrEnum):
     EXITED = "exited"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Exit:
+class Exit(Struct, frozen=True, kw_only=True):
     """How an instance ended.
 
     `code` is None when nobody saw it (its shim was killed, the machine rebooted); killed by a signal, `code`
@@ -88,8 +79,7 @@ NEVER_STARTED = Exit(code=None, reason="it was never started")
 """What stopping or waiting for an instance gives that is CREATED."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Instance:
+class Instance(Struct, frozen=True, kw_only=True):
     """One engine under a runtime. `exit` is set if and only if `state` is EXITED."""
 
     spec: InstanceSpec
@@ -99,24 +89,21 @@ class Instance:
     exit: Exit | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogLine:
+class LogLine(Struct, frozen=True, kw_only=True):
     """A line of an engine's output, without its newline, and when it was written (UTC)."""
 
     at: datetime
     text: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Activity:
+class Activity(Struct, frozen=True, kw_only=True):
     """What an instance's processes have used so far; it grows while a load makes progress."""
 
     cpu_seconds: float
     disk_bytes: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fetching:
+class Fetching(Struct, frozen=True, kw_only=True):
     """How far the fetching of what an engine runs from (`subject`, an image) is, as far as its size is known.
 
     `message` is set when something is worth a line of its own, such as a layer that is here.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from agent_manager.runtimes import proc
 from agent_manager.runtimes.base import Exit, InstanceState
@@ -21,8 +22,7 @@ if TYPE_CHECKING:
 UNSEEN_END = "nobody saw it end: its shim was killed, or the machine restarted"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
+class Seen(Struct, frozen=True, kw_only=True):
     """What became of an instance. `run` is None before its first start, and when its record is broken.
 
     `shim_lives`: the end, when it comes, will be recorded without us.

@@ -10,9 +10,10 @@ import contextlib
 import logging
 import os
 import time
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from agent_manager.errors import EngineFailed, HostNotReady, OperationFailed, StateUnusable
 from agent_manager.runtimes import handover, proc

@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import re
 import shutil
 import time
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
+
+from msgspec import DecodeError, Struct, json
 
 from agent_manager.errors import NotRunning, OperationFailed
 from agent_manager.runtimes import handover, proc
@@ -38,10 +38,10 @@ STOP_MARKER = "stop-requested"
 _HALF_MADE = ".new-"
 _HALF_REMOVED = ".removed-"
 _ID = re.compile(r"[a-z0-9][a-z0-9._-]*")
+_T = TypeVar("_T")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class Run(Struct, frozen=True, kw_only=True):
     """One start of an instance, as its shim recorded it. `engine` is None until the engine was spawned."""
 
     number: int
@@ -50,12 +50,37 @@ class Run:
     engine: proc.Identity | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class End:
+class End(Struct, frozen=True, kw_only=True):
     """How start `number` ended."""
 
     number: int
     exit: Exit
+
+
+class _Specified(Struct, frozen=True, kw_only=True):
+    created_ns: int
+    spec: InstanceSpec
+
+
+class _Started(Struct, frozen=True, kw_only=True):
+    """Written by the shim; an `engine_pid` of 0 stands for none."""
+
+    run: int
+    started_at: float
+    shim_pid: int
+    shim_ticks: int
+    engine_pid: int
+    engine_ticks: int
+
+
+class _Ended(Struct, frozen=True, kw_only=True):
+    """Written by the shim, or in its place."""
+
+    run: int
+    code: int | None
+    ended_at: float
+    out_of_host_memory: bool
+    reason: str | None
 
 
 class UnreadableError(ValueError):
@@ -79,50 +104,37 @@ class Record:
 
     def spec(self) -> tuple[InstanceSpec, int] | None:
         """What to start, and when it was created (nanoseconds since 1970)."""
-        found = self._read(SPEC_RECORD)
-        if found is None:
-            return None
-        try:
-            facts = found["spec"]
-            return InstanceSpec.from_facts(facts), int(found["created_ns"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise UnreadableError(self.folder / SPEC_RECORD) from error
+        found = self._read(SPEC_RECORD, _Specified)
+        return (found.spec, found.created_ns) if found else None
 
     def run(self) -> Run | None:
         """The latest start; None before the first."""
-        found = self._read(handover.SHIM_RECORD)
+        found = self._read(handover.SHIM_RECORD, _Started)
         if found is None:
             return None
         try:
-            engine = proc.Identity(int(found["engine_pid"]), int(found["engine_ticks"]))
-            return Run(
-                number=int(found["run"]),
-                started_at=datetime.fromtimestamp(found["started_at"], UTC),
-                shim=proc.Identity(int(found["shim_pid"]), int(found["shim_ticks"])),
-                engine=engine if engine.pid else None,
-            )
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            started_at = datetime.fromtimestamp(found.started_at, UTC)
+        except (ValueError, OverflowError, OSError) as error:
             raise UnreadableError(self.folder / handover.SHIM_RECORD) from error
+        return Run(
+            number=found.run,
+            started_at=started_at,
+            shim=proc.Identity(found.shim_pid, found.shim_ticks),
+            engine=proc.Identity(found.engine_pid, found.engine_ticks) if found.engine_pid else None,
+        )
 
     def end(self) -> End | None:
         """How a start ended; the latest one only if the numbers agree."""
-        found = self._read(handover.EXIT_RECORD)
+        found = self._read(handover.EXIT_RECORD, _Ended)
         if found is None:
             return None
-        try:
-            number = int(found["run"])
-            code = found["code"]
-            return End(
-                number=number,
-                exit=Exit(
-                    code=None if code is None else int(code),
-                    requested=self._stop_requested(number),
-                    out_of_host_memory=bool(found["out_of_host_memory"]),
-                    reason=found["reason"],
-                ),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise UnreadableError(self.folder / handover.EXIT_RECORD) from error
+        exit_ = Exit(
+            code=found.code,
+            requested=self._stop_requested(found.run),
+            out_of_host_memory=found.out_of_host_memory,
+            reason=found.reason,
+        )
+        return End(number=found.run, exit=exit_)
 
     def latest_number(self) -> int:
         """The number of the latest start known of; 0 when there was none."""
@@ -150,14 +162,14 @@ class Record:
 
     def write_end(self, number: int, exit_: Exit) -> None:
         """Record how a start ended, in place of a shim that cannot. Raises StateUnusable."""
-        facts = {
-            "run": number,
-            "code": exit_.code,
-            "ended_at": time.time(),
-            "out_of_host_memory": exit_.out_of_host_memory,
-            "reason": exit_.reason,
-        }
-        self._write(handover.EXIT_RECORD, json.dumps(facts).encode())
+        ended = _Ended(
+            run=number,
+            code=exit_.code,
+            ended_at=time.time(),
+            out_of_host_memory=exit_.out_of_host_memory,
+            reason=exit_.reason,
+        )
+        self._write(handover.EXIT_RECORD, json.encode(ended))
 
     def create(self, spec: InstanceSpec) -> None:
         """Make the folder, whole. Raises OperationFailed when it is there already, StateUnusable.
@@ -168,10 +180,10 @@ class Record:
         for left in (*instances.glob(f"{_HALF_MADE}*"), *instances.glob(f"{_HALF_REMOVED}*")):
             shutil.rmtree(left, ignore_errors=True)
         made = instances / f"{_HALF_MADE}{self.id}"
-        facts = {"created_ns": time.time_ns(), "spec": asdict(spec)}
+        record = json.format(json.encode(_Specified(created_ns=time.time_ns(), spec=spec)), indent=1)
         try:
             made.mkdir(mode=0o700)
-            handover.write_atomically(f"{made}/{SPEC_RECORD}", json.dumps(facts, indent=1).encode())
+            handover.write_atomically(f"{made}/{SPEC_RECORD}", record)
             if self.folder.exists():
                 raise OperationFailed(f"instance '{self.id}' exists already")
             made.rename(self.folder)
@@ -195,17 +207,14 @@ class Record:
         except (OSError, ValueError):
             return False
 
-    def _read(self, name: str) -> dict[str, Any] | None:
+    def _read(self, name: str, kind: type[_T]) -> _T | None:
         path = self.folder / name
         try:
-            found = json.loads(path.read_bytes())
+            return json.decode(path.read_bytes(), type=kind)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, DecodeError) as error:
             raise UnreadableError(path) from error
-        if not isinstance(found, dict):
-            raise UnreadableError(path)
-        return found
 
     def _write(self, name: str, content: bytes) -> None:
         path = self.folder / name

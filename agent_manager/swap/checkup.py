@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from agent_manager.checkpoints.disk import Missing, facts_of, hub_cache_from, locate
 from agent_manager.checkpoints.known import known_facts
@@ -56,8 +58,7 @@ _HUB_S: Final = 5.0
 _PROCESS: Final = "process"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Ours:
+class _Ours(Struct, frozen=True, kw_only=True):
     """Our instances: the ports and the processes of those that run, the agents of those that ended by themselves."""
 
     ports: frozenset[int] = frozenset()

@@ -11,9 +11,11 @@ import asyncio
 import contextlib
 import secrets
 import time
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from agent_manager.errors import AgentManagerError, OperationFailed
 from agent_manager.runtimes.base import Instance, InstanceState
@@ -41,8 +43,7 @@ MEMORY_TIMEOUT_S = 60.0
 STALL_TIMEOUT_S = 900.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Newcomer:
+class Newcomer(Struct, frozen=True, kw_only=True):
     """An agent that can be put on the card: its spec, whose id is still open, and the name of its runtime.
 
     `start_bytes` must be free before it starts. `measured` is told what its log said of its memory, once it is

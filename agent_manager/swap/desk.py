@@ -6,9 +6,11 @@ what happened into the view that `schedule.decide` wants, and what was decided i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from agent_manager.swap.events import Goal
 from agent_manager.swap.rhythm import Rhythm
@@ -24,22 +26,19 @@ if TYPE_CHECKING:
 _NOTHING_KNOWN = Rhythm()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Waiter(Waiting):
+class Waiter(Waiting, frozen=True, kw_only=True):
     """A request that waits, as the policy sees it."""
 
     request: Request
 
 
-class Desk(NamedTuple):
+class Desk(Struct, frozen=True):
     """`waiting` are requests not granted yet, oldest first; `running` those granted to the resident.
 
     `group_of` says which agents share one instance: agent → any one name for them all; who is not in it is a
     group of its own. `default` comes back when the resident has been idle for its keep-alive. `swap_cost_s` is
     what the last swap to a group took; whoever makes a desk may fill in what is known from earlier. All times
     are of the one clock that is handed to `machine.step`.
-
-    A tuple for the same reason as `card.State`.
     """
 
     settings: Settings = Settings()
@@ -69,9 +68,9 @@ class Desk(NamedTuple):
         if (rhythm := before.asked(now_s)) is not before:
             rhythms = {**rhythms, group: rhythm}
         if granted:
-            return self._replace(running=(*self.running, request), last_request_s=now_s, rhythms=rhythms)
+            return replace(self, running=(*self.running, request), last_request_s=now_s, rhythms=rhythms)
         waiter = Waiter(request=request, group=group, arrived_s=now_s)
-        return self._replace(waiting=(*self.waiting, waiter), rhythms=rhythms)
+        return replace(self, waiting=(*self.waiting, waiter), rhythms=rhythms)
 
     def granted(self, serving: str | None, now_s: float) -> tuple[Desk, tuple[Request, ...]]:
         """What the resident can take runs from now on: the desk, and the requests."""
@@ -81,46 +80,46 @@ class Desk(NamedTuple):
             return self, ()
         others = tuple(waiter for waiter in self.waiting if waiter.group != group)
         running = (*self.running, *mine)
-        return self._replace(waiting=others, running=running, last_request_s=now_s), mine
+        return replace(self, waiting=others, running=running, last_request_s=now_s), mine
 
     def ended(self, request_id: str, now_s: float) -> Desk:
         """A request is over, or its client went away. The same desk if nobody knows it (any more)."""
         for place, request in enumerate(self.running):
             if request.id == request_id:
                 running = self.running[:place] + self.running[place + 1 :]
-                return _quieted(self._replace(running=running, last_request_s=now_s), (request,), now_s)
+                return _quieted(replace(self, running=running, last_request_s=now_s), (request,), now_s)
         for place, waiter in enumerate(self.waiting):
             if waiter.request.id == request_id:
                 waiting = self.waiting[:place] + self.waiting[place + 1 :]
-                return _quieted(self._replace(waiting=waiting), (waiter.request,), now_s)
+                return _quieted(replace(self, waiting=waiting), (waiter.request,), now_s)
         return self
 
     def cut(self, now_s: float) -> Desk:
         """The instance is gone, and what ran in it is over."""
-        return _quieted(self._replace(running=()), self.running, now_s)
+        return _quieted(replace(self, running=()), self.running, now_s)
 
     def refused(self, agent: str, now_s: float) -> tuple[Desk, tuple[Request, ...]]:
         """Nobody will serve those who wait for this agent: the desk without them, and the requests."""
         group = self.group(agent)
         those = tuple(waiter.request for waiter in self.waiting if waiter.group == group)
         others = tuple(waiter for waiter in self.waiting if waiter.group != group)
-        return _quieted(self._replace(waiting=others), those, now_s), those
+        return _quieted(replace(self, waiting=others), those, now_s), those
 
     def renewed(self, event: Renewed, now_s: float) -> tuple[Desk, tuple[Request, ...]]:
         """Other settings: the desk with them, and the requests for agents that are not served any more."""
         stay = tuple(waiter for waiter in self.waiting if waiter.request.agent in event.claims)
         gone = tuple(waiter.request for waiter in self.waiting if waiter.request.agent not in event.claims)
-        desk = _quieted(self._replace(waiting=stay), gone, now_s)
-        desk = desk._replace(settings=event.settings, group_of=event.group_of, default=event.default)
+        desk = _quieted(replace(self, waiting=stay), gone, now_s)
+        desk = replace(desk, settings=event.settings, group_of=event.group_of, default=event.default)
         waiting = tuple(_anew(waiter, desk, event.claims) for waiter in stay)
-        return desk._replace(waiting=waiting), gone
+        return replace(desk, waiting=waiting), gone
 
     def took_over(self, agent: str, now_s: float, swap_cost_s: float | None) -> Desk:
         """The agent is on the card and serves; `swap_cost_s` is what that took, None if it says nothing."""
         costs_s = self.swap_cost_s
         if swap_cost_s is not None:
             costs_s = {**costs_s, self.group(agent): swap_cost_s}
-        return self._replace(since_s=now_s, last_request_s=None, swap_cost_s=costs_s)
+        return replace(self, since_s=now_s, last_request_s=None, swap_cost_s=costs_s)
 
     def decide(self, now_s: float, serving: str | None, card_bytes: int) -> Decision:
         """What the policy wants, while no swap is under way."""
@@ -171,7 +170,7 @@ def _quieted(desk: Desk, ended: Iterable[Request], now_s: float) -> Desk:
         group = desk.group(request.agent)
         if not _has_work(desk, group):
             quiet[group] = desk.rhythms.get(group, _NOTHING_KNOWN).quiet(now_s)
-    return desk._replace(rhythms={**desk.rhythms, **quiet}) if quiet else desk
+    return replace(desk, rhythms={**desk.rhythms, **quiet}) if quiet else desk
 
 
 def _has_work(desk: Desk, group: str) -> bool:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from agent_manager.diagnosis.facts import DockerFacts, Orphan, Trial, Trouble
 from agent_manager.errors import AgentManagerError
@@ -37,8 +39,7 @@ _SILENT: Final = "Docker does not answer"
 _FIRST_GPU: Final = "0"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Box:
+class Box(Struct, frozen=True, kw_only=True):
     """A container of this state folder. `ended`: it ran and nobody stopped it."""
 
     spec: InstanceSpec | None
@@ -47,8 +48,7 @@ class Box:
     pids: frozenset[int]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DockerLook:
+class DockerLook(Struct, frozen=True, kw_only=True):
     """What was seen. `published` are ports of the host that containers have, with their names."""
 
     facts: DockerFacts | Trouble

@@ -5,9 +5,10 @@ Each effect that is slow names, after the arrow, the events that it ends in.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, TypeAlias
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,8 +16,7 @@ if TYPE_CHECKING:
     from agent_manager.swap.schedule import Settings
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Occupant:
+class Occupant(Struct, frozen=True, kw_only=True):
     """An instance, as far as the card is concerned: `claim_bytes` is the memory it takes while it runs.
 
     `fingerprint` says what runs: two instances with one fingerprint are the same engine with the same settings.
@@ -28,16 +28,14 @@ class Occupant:
     fingerprint: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Goal:
+class Goal(Struct, frozen=True, kw_only=True):
     """The agent that is to have the card, and the memory it will take."""
 
     agent: str
     claim_bytes: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class Request(Struct, frozen=True, kw_only=True):
     """A request for an agent, and the memory that agent takes."""
 
     id: str
@@ -54,8 +52,7 @@ class Result(StrEnum):
     BUSY = "busy"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class Outcome(Struct, frozen=True, kw_only=True):
     """The end of a swap: what was wanted (None: an empty card), and who is on the card now (None: nobody).
 
     `reason` is what the failing effect reported; the machine passes it on without looking at it. `wish` is that
@@ -72,8 +69,7 @@ class Outcome:
 # --- events -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class Wanted(Struct, frozen=True, kw_only=True):
     """The card should have `goal` and nothing else. `replace_same`: even if that agent is there already.
 
     `wish` is a name for this one, with which its end is told.
@@ -85,119 +81,102 @@ class Wanted:
     wish: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Arrived:
+class Arrived(Struct, frozen=True, kw_only=True):
     """A request came in."""
 
     request: Request
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finished:
+class Finished(Struct, frozen=True, kw_only=True):
     """A granted request is over, however it ended."""
 
     request_id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cancelled:
+class Cancelled(Struct, frozen=True, kw_only=True):
     """The client of a request went away."""
 
     request_id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Due:
+class Due(Struct, frozen=True, kw_only=True):
     """The time of the last `Wake` has come."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Drained:
+class Drained(Struct, frozen=True, kw_only=True):
     """Nothing runs or waits in the engine."""
 
     instance_id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DrainExpired:
+class DrainExpired(Struct, frozen=True, kw_only=True):
     """The drain time is over; whatever still runs in the engine will be cut."""
 
     instance_id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stopped:
+class Stopped(Struct, frozen=True, kw_only=True):
     """No process of the instance is left."""
 
     instance_id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StopFailed:
+class StopFailed(Struct, frozen=True, kw_only=True):
     """The instance could not be stopped; it may still hold its memory."""
 
     instance_id: str
     reason: object
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MemoryFree:
+class MemoryFree(Struct, frozen=True, kw_only=True):
     """The memory that was waited for is there."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MemoryHeld:
+class MemoryHeld(Struct, frozen=True, kw_only=True):
     """The memory did not become free in time."""
 
     reason: object
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Started:
+class Started(Struct, frozen=True, kw_only=True):
     """The instance was spawned."""
 
     occupant: Occupant
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StartFailed:
+class StartFailed(Struct, frozen=True, kw_only=True):
     """Nothing was spawned. `instance_id` is the record that was left, if there is one."""
 
     reason: object
     instance_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ready:
+class Ready(Struct, frozen=True, kw_only=True):
     """The instance answered a completion."""
 
     instance_id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadFailed:
+class LoadFailed(Struct, frozen=True, kw_only=True):
     """The instance will not become ready."""
 
     instance_id: str
     reason: object
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Exited:
+class Exited(Struct, frozen=True, kw_only=True):
     """A ready instance ended by itself; not one whose `Stop` was asked for."""
 
     instance_id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Interrupted:
+class Interrupted(Struct, frozen=True, kw_only=True):
     """The user wants out: of the swap that this `wish` began, None of whichever is under way."""
 
     wish: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Renewed:
+class Renewed(Struct, frozen=True, kw_only=True):
     """The settings are other ones from now on; `settings`, `group_of` and `default` are as in `Desk`.
 
     `claims` are the agents that can be served, and the memory each takes; requests for others are refused with
@@ -222,24 +201,21 @@ Event: TypeAlias = (  # fmt: skip
 # --- effects ----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Drain:
+class Drain(Struct, frozen=True, kw_only=True):
     """Wait until nothing runs in the engine → Drained | DrainExpired."""
 
     occupant: Occupant
     timeout_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stop:
+class Stop(Struct, frozen=True, kw_only=True):
     """End the instance → Stopped | StopFailed. `at_once`: nothing in it is worth waiting for."""
 
     occupant: Occupant
     at_once: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AwaitMemory:
+class AwaitMemory(Struct, frozen=True, kw_only=True):
     """Wait until the card has room → MemoryFree | MemoryHeld."""
 
     agent: str
@@ -247,64 +223,55 @@ class AwaitMemory:
     restoring: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Start:
+class Start(Struct, frozen=True, kw_only=True):
     """Create and start an instance of the agent → Started | StartFailed."""
 
     agent: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StartAgain:
+class StartAgain(Struct, frozen=True, kw_only=True):
     """Start an instance that was stopped → Started | StartFailed."""
 
     occupant: Occupant
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AwaitReady:
+class AwaitReady(Struct, frozen=True, kw_only=True):
     """Follow the load → Ready | LoadFailed."""
 
     occupant: Occupant
     restoring: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Remove:
+class Remove(Struct, frozen=True, kw_only=True):
     """Keep the instance's log, then forget it; no event comes back."""
 
     instance_id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Abandon:
+class Abandon(Struct, frozen=True, kw_only=True):
     """Give up the wait that is under way (drain, memory or load); no event comes back."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Grant:
+class Grant(Struct, frozen=True, kw_only=True):
     """The request may go to the resident."""
 
     request_id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reject:
+class Reject(Struct, frozen=True, kw_only=True):
     """The request will not be served."""
 
     request_id: str
     reason: object
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wake:
+class Wake(Struct, frozen=True, kw_only=True):
     """Say `Due` when the clock says `at_s`, or later; it takes the place of an earlier `Wake`."""
 
     at_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finish:
+class Finish(Struct, frozen=True, kw_only=True):
     """A swap has ended, whoever wanted it: a user, waiting requests, or the keep-alive of an idle agent."""
 
     outcome: Outcome

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
-from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
+
+from msgspec import DecodeError, Struct, ValidationError, convert, json, to_builtins
+from msgspec.structs import replace
 
 from agent_manager.planning.base import Measured
 from agent_manager.state import write_atomically
@@ -25,8 +26,7 @@ if TYPE_CHECKING:
 Entry: TypeAlias = dict[str, dict[str, Any]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setup:
+class Setup(Struct, frozen=True, kw_only=True):
     """What must be the same for a figure to hold: agent, engine, card, checkpoint at a commit, and what runs it.
 
     `source` is a repository or a folder; `size_bytes` are a folder's weights, which have no commit. `build` is
@@ -57,7 +57,7 @@ def setup_of(
 ) -> Setup:
     """The setup of a launch under a runtime of that name."""
     model = agent.model
-    extra = json.dumps([dict(settings.env), agent.extra_args], sort_keys=True)
+    extra = json.encode((settings.env, agent.extra_args), order="sorted")
     return Setup(
         agent=agent.name,
         engine=engine.name,
@@ -67,7 +67,7 @@ def setup_of(
         revision=revision,
         size_bytes=facts.weights_bytes if facts and model.path else None,
         build=(settings.image or "") if runtime == "docker" else " ".join(settings.command),
-        extra=hashlib.sha256(extra.encode()).hexdigest(),
+        extra=hashlib.sha256(extra).hexdigest(),
     )
 
 
@@ -94,20 +94,20 @@ class Footprints:
     def last(self, setup: Setup) -> Measured | None:
         """The figures of the last start with exactly this setup."""
         entry = self._entries().get(_key(setup))
-        return _measured(entry) if entry and entry["setup"] == asdict(setup) else None
+        return _measured(entry) if entry and entry["setup"] == to_builtins(setup) else None
 
     def record(self, setup: Setup, measured: Measured) -> None:
         """Remember figures. Never raises: a full disk must not turn a good start into a failure."""
         entries = self._entries()
-        entries[_key(setup)] = {"setup": asdict(setup), "measured": asdict(measured)}
+        entries[_key(setup)] = {"setup": to_builtins(setup), "measured": to_builtins(measured)}
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_atomically(self._path, json.dumps(entries, indent=1))
+            write_atomically(self._path, json.format(json.encode(entries)).decode())
 
     def _entries(self) -> dict[str, Entry]:
         try:
-            entries = json.loads(self._path.read_text())
-        except (OSError, ValueError):
+            entries = json.decode(self._path.read_bytes())
+        except (OSError, DecodeError):
             return {}
         if not isinstance(entries, dict):
             return {}
@@ -126,13 +126,8 @@ def _is_entry(entry: object) -> bool:
 
 def _measured(entry: Entry) -> Measured | None:
     """The figures as they were written; None when anything about them is not as it is written now."""
-    written = entry["measured"]
-    expected = asdict(Measured())
-    if written.keys() != expected.keys():
+    try:
+        measured = convert(entry["measured"], Measured)
+    except ValidationError:
         return None
-    for field in fields(Measured):
-        value, default = written[field.name], expected[field.name]
-        kinds = (type(default),) if default is not None else (int, float, type(None))
-        if type(value) not in kinds:
-            return None
-    return Measured(**written)
+    return measured if to_builtins(measured) == entry["measured"] else None

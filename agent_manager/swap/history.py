@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
+
+from msgspec import DecodeError, Struct, json
 
 from agent_manager.state import write_atomically
 
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 SWAPS_KEPT = 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StartRecord:
+class StartRecord(Struct, frozen=True, kw_only=True):
     """One start that worked: how many seconds after its spawn the instance had answered a completion."""
 
     instance_id: str
@@ -47,17 +46,12 @@ class StartHistory:
         records[_key(spec)] = StartRecord(instance_id=spec.id, seconds=round(seconds, 3))
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            facts = {key: asdict(record) for key, record in records.items()}
-            write_atomically(self._path, json.dumps(facts, indent=1))
+            write_atomically(self._path, json.format(json.encode(records)).decode())
 
     def _records(self) -> dict[str, StartRecord]:
         try:
-            entries = json.loads(self._path.read_text())
-            return {
-                key: StartRecord(instance_id=str(entry["instance_id"]), seconds=float(entry["seconds"]))
-                for key, entry in entries.items()
-            }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return json.decode(self._path.read_bytes(), type=dict[str, StartRecord])
+        except (OSError, DecodeError):
             return {}
 
 
@@ -65,8 +59,7 @@ def _key(spec: InstanceSpec) -> str:
     return f"{spec.agent}/{spec.engine}/{spec.model}/{spec.card}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SwapSample:
+class SwapSample(Struct, frozen=True, kw_only=True):
     """A swap that was done: who came, who left for it (None: the card was empty), when, and how long it took."""
 
     at: datetime
@@ -84,17 +77,8 @@ class SwapHistory:
     def last(self) -> tuple[SwapSample, ...]:
         """At most SWAPS_KEPT, newest first."""
         try:
-            entries = json.loads(self._path.read_text())
-            return tuple(
-                SwapSample(
-                    at=datetime.fromisoformat(entry["at"]),
-                    arrived=str(entry["arrived"]),
-                    left=None if entry["left"] is None else str(entry["left"]),
-                    seconds=float(entry["seconds"]),
-                )
-                for entry in entries
-            )
-        except (OSError, ValueError, KeyError, TypeError):
+            return json.decode(self._path.read_bytes(), type=tuple[SwapSample, ...])
+        except (OSError, DecodeError):
             return ()
 
     def record(self, swap: SwapSample) -> None:
@@ -102,8 +86,7 @@ class SwapHistory:
         swaps = [swap, *self.last()][:SWAPS_KEPT]
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            facts = [{**asdict(each), "at": each.at.isoformat()} for each in swaps]
-            write_atomically(self._path, json.dumps(facts, indent=1))
+            write_atomically(self._path, json.format(json.encode(swaps)).decode())
 
 
 def remember_swap(state: StateDir, card: str, arrived: str, left: str | None, seconds: float) -> None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import json
 import os
 import time
 from typing import TYPE_CHECKING
+
+from msgspec import DecodeError, Struct, json
+from msgspec.structs import replace
 
 from agent_manager.errors import CardBusy
 from agent_manager.state import ensure, unusable, write_atomically
@@ -29,21 +31,26 @@ OPERATION = "operation"
 GATEWAY = "gateway"
 
 
+class _Record(Struct, frozen=True, kw_only=True):
+    """`start_ticks` tells the owner from a later process with its number; see `_start_ticks`."""
+
+    owner: Owner
+    start_ticks: int | None
+
+
 class CardLock:
     """The lock of one card, held. Others read from it who holds it and what is being done."""
 
     def __init__(self, folder: Path, verb: str, kind: str) -> None:
         self._path = folder / "owner.json"
-        self._facts: dict[str, str | int | None] = {
-            "pid": os.getpid(),
-            "kind": kind,
-            "verb": verb,
-            "start_ticks": _start_ticks(os.getpid()),
-        }
+        self._owner = Owner(pid=os.getpid(), kind=kind, verb=verb)
+        self._start_ticks = _start_ticks(self._owner.pid)
 
     def tell(self, step: str | None = None, agent: str | None = None) -> None:
         """Say what is being done now. Raises OSError when it cannot be written."""
-        write_atomically(self._path, json.dumps({**self._facts, "step": step, "agent": agent}))
+        owner = replace(self._owner, step=step, agent=agent)
+        record = _Record(owner=owner, start_ticks=self._start_ticks)
+        write_atomically(self._path, json.encode(record).decode())
 
     def forget(self) -> None:
         """Leave no word behind."""
@@ -88,19 +95,11 @@ async def own_card(
 def read_owner(state: StateDir, card: str) -> Owner | None:
     """Who owns the card, None when nobody does. Reads only; a file left by a dead process is nobody."""
     try:
-        facts = json.loads((state.card(card) / "owner.json").read_text())
-        owner = Owner(
-            pid=int(facts["pid"]),
-            kind=str(facts["kind"]),
-            verb=str(facts["verb"]),
-            step=facts["step"],
-            agent=facts["agent"],
-        )
-        started = _start_ticks(owner.pid)
-        alive = started is not None and started == facts["start_ticks"]
-    except (OSError, ValueError, KeyError, TypeError):
+        record = json.decode((state.card(card) / "owner.json").read_bytes(), type=_Record)
+    except (OSError, DecodeError):
         return None
-    return owner if alive else None
+    started = _start_ticks(record.owner.pid)
+    return record.owner if started is not None and started == record.start_ticks else None
 
 
 def _open(path: Path) -> int:

@@ -13,8 +13,9 @@ An event that does not belong to the present stage comes too late to matter and 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from agent_manager.swap.card import Stage, State, Step, Swap
 from agent_manager.swap.events import (
@@ -74,7 +75,7 @@ def step(state: State, event: Event, now_s: float = 0.0) -> Step:
         case Finished(request_id=request_id) | Cancelled(request_id=request_id):
             return _ended(state, request_id, now_s)
     if now_s > state.now_s:
-        state = state._replace(now_s=now_s)
+        state = replace(state, now_s=now_s)
     match event:
         case Wanted():
             return _wanted(state, event)
@@ -114,16 +115,16 @@ def _wanted(state: State, event: Wanted, cause: Cause | None = None) -> Step:
     )
     if resident is None:
         return _make_room(state, replace(swap, left_s=state.now_s))
-    return state._replace(swap=swap), (Drain(occupant=resident, timeout_s=event.drain_timeout_s),)
+    return replace(state, swap=swap), (Drain(occupant=resident, timeout_s=event.drain_timeout_s),)
 
 
 def _arrived(state: State, request: Request, now_s: float) -> Step:
     if request.claim_bytes > state.total_bytes:
         reject = Reject(request_id=request.id, reason=f"{request.agent} does not fit the card")
-        return state._replace(now_s=now_s), (reject,)
+        return replace(state, now_s=now_s), (reject,)
     desk = state.desk
     granted = state.swap is None and desk.shared(state.serving, request.agent)
-    state = state._replace(desk=desk.arrived(request, now_s, granted=granted), now_s=now_s)
+    state = replace(state, desk=desk.arrived(request, now_s, granted=granted), now_s=now_s)
     if not granted:
         return _serve(state)
     state, effects = _serve(state) if desk.waiting else (state, ())
@@ -133,14 +134,14 @@ def _arrived(state: State, request: Request, now_s: float) -> Step:
 def _ended(state: State, request_id: str, now_s: float) -> Step:
     desk = state.desk.ended(request_id, now_s)
     if desk is state.desk:
-        return state._replace(now_s=now_s), ()
-    state = state._replace(desk=desk, now_s=now_s)
+        return replace(state, now_s=now_s), ()
+    state = replace(state, desk=desk, now_s=now_s)
     return _serve(state) if state.swap is None else _stop_when_idle(state)
 
 
 def _renewed(state: State, event: Renewed) -> Step:
     desk, refused = state.desk.renewed(event, state.now_s)
-    state, swap = state._replace(desk=desk, current=event.current), state.swap
+    state, swap = replace(state, desk=desk, current=event.current), state.swap
     rejects = [
         Reject(request_id=request.id, reason=event.refusals.get(request.agent, "it is not served any more"))
         for request in refused
@@ -163,7 +164,7 @@ def _serve(state: State) -> Step:
     if state.swap is not None or (state.desk.running and not state.desk.waiting):
         return state, ()  # who is busy, with nobody waiting, stays: this is every request's way in and out
     desk, mine = state.desk.granted(state.serving, state.now_s)
-    state = state._replace(desk=desk) if mine else state
+    state = replace(state, desk=desk) if mine else state
     grants = tuple(Grant(request_id=request.id) for request in mine)
     decision = desk.decide(state.now_s, state.serving, state.total_bytes)
     if isinstance(decision, Stay) and (not state.outdated or state.stuck or desk.running):
@@ -179,7 +180,7 @@ def _exited(state: State, instance_id: str) -> Step:
     if state.resident is None or state.resident.instance_id != instance_id:
         return state, ()
     swap = state.swap
-    state = state._replace(resident=None, stuck=False, desk=state.desk.cut(state.now_s))
+    state = replace(state, resident=None, stuck=False, desk=state.desk.cut(state.now_s))
     if swap is None:
         state, effects = _serve(state)
         return state, (Remove(instance_id=instance_id), *effects)
@@ -195,7 +196,7 @@ def _draining(state: State, swap: Swap, event: Event) -> Step:
     leaving = swap.leaving
     match event:
         case Drained(instance_id=id_) if leaving and id_ == leaving.instance_id:
-            stopping, effects = _stop_when_idle(state._replace(swap=replace(swap, idle=True)))
+            stopping, effects = _stop_when_idle(replace(state, swap=replace(swap, idle=True)))
             # Requests that were granted and have not reached the engine yet: their time is over some day, too.
             return stopping, effects or (Wake(at_s=swap.drain_until_s),)
         case DrainExpired(instance_id=id_) if leaving and id_ == leaving.instance_id:
@@ -217,7 +218,7 @@ def _stop_when_idle(state: State) -> Step:
 
 def _stop_leaving(state: State, swap: Swap, leaving: Occupant) -> Step:
     swap = replace(swap, stage=Stage.STOPPING, left_s=state.now_s)
-    stopping = state._replace(resident=None, stuck=False, swap=swap)
+    stopping = replace(state, resident=None, stuck=False, swap=swap)
     return stopping, (Stop(occupant=leaving, at_once=swap.drain_timeout_s == 0),)
 
 
@@ -225,13 +226,13 @@ def _stopping(state: State, swap: Swap, event: Event) -> Step:
     leaving = swap.leaving
     match event:
         case Stopped(instance_id=id_) if leaving and id_ == leaving.instance_id:
-            return _after_leaving(state._replace(desk=state.desk.cut(state.now_s)), swap)
+            return _after_leaving(replace(state, desk=state.desk.cut(state.now_s)), swap)
         case StopFailed(instance_id=id_, reason=reason) if leaving and id_ == leaving.instance_id:
             # Whatever it holds, it holds: nothing else may start.
-            stuck = state._replace(resident=leaving, stuck=True)
+            stuck = replace(state, resident=leaving, stuck=True)
             return _settle(stuck, replace(swap, leaving=None, result=Result.FAILED, reason=reason))
         case Interrupted():
-            return state._replace(swap=replace(swap, interrupts=swap.interrupts + 1)), ()
+            return replace(state, swap=replace(swap, interrupts=swap.interrupts + 1)), ()
     return state, ()
 
 
@@ -248,7 +249,7 @@ def _after_leaving(state: State, swap: Swap) -> Step:
 
 def _make_room(state: State, swap: Swap) -> Step:
     agent, claim = _next_on_card(swap)
-    waiting = state._replace(swap=replace(swap, stage=Stage.MAKING_ROOM))
+    waiting = replace(state, swap=replace(swap, stage=Stage.MAKING_ROOM))
     return waiting, (AwaitMemory(agent=agent, claim_bytes=claim, restoring=swap.restoring),)
 
 
@@ -263,7 +264,7 @@ def _next_on_card(swap: Swap) -> tuple[str, int]:
 def _making_room(state: State, swap: Swap, event: Event) -> Step:
     match event:
         case MemoryFree():
-            starting = state._replace(swap=replace(swap, stage=Stage.STARTING))
+            starting = replace(state, swap=replace(swap, stage=Stage.STARTING))
             if swap.restoring and swap.leaving:
                 return starting, (StartAgain(occupant=swap.leaving),)
             return starting, (Start(agent=_next_on_card(swap)[0]),)
@@ -281,7 +282,7 @@ def _starting(state: State, swap: Swap, event: Event) -> Step:
             loading = replace(swap, stage=Stage.LOADING, arriving=occupant)
             if swap.interrupts:
                 return _discard(state, loading)
-            return state._replace(swap=loading), (AwaitReady(occupant=occupant, restoring=swap.restoring),)
+            return replace(state, swap=loading), (AwaitReady(occupant=occupant, restoring=swap.restoring),)
         case StartFailed(reason=reason, instance_id=left):
             failed = _failed(swap, reason)
             # The record of the one that left is removed once, when the swap settles.
@@ -290,7 +291,7 @@ def _starting(state: State, swap: Swap, event: Event) -> Step:
             return undone, ((Remove(instance_id=left),) if record and left else ()) + effects
         case Interrupted():
             # A start takes milliseconds and must be seen through, or nobody would know what it left.
-            return state._replace(swap=_interrupted(swap)), ()
+            return replace(state, swap=_interrupted(swap)), ()
     return state, ()
 
 
@@ -309,13 +310,13 @@ def _loading(state: State, swap: Swap, event: Event) -> Step:
 
 def _took_over(state: State, swap: Swap, arriving: Occupant) -> State:
     cost_s = None if swap.restoring or swap.left_s is None else state.now_s - swap.left_s
-    return state._replace(resident=arriving, desk=state.desk.took_over(arriving.agent, state.now_s, cost_s))
+    return replace(state, resident=arriving, desk=state.desk.took_over(arriving.agent, state.now_s, cost_s))
 
 
 def _discard(state: State, swap: Swap) -> Step:
     if swap.arriving is None:
         raise AssertionError("nothing arrived that could be discarded")
-    discarding = state._replace(swap=replace(swap, stage=Stage.DISCARDING))
+    discarding = replace(state, swap=replace(swap, stage=Stage.DISCARDING))
     return discarding, (Stop(occupant=swap.arriving, at_once=True),)
 
 
@@ -329,12 +330,12 @@ def _discarding(state: State, swap: Swap, event: Event) -> Step:
             return undone, (() if swap.restoring else (Remove(instance_id=id_),)) + effects
         case StopFailed(instance_id=id_, reason=reason) if arriving and id_ == arriving.instance_id:
             # It is there and serves nobody: that must be told even to somebody who interrupted.
-            stuck = state._replace(resident=arriving, stuck=True)
+            stuck = replace(state, resident=arriving, stuck=True)
             told = swap.reason if swap.reason is not None else reason
             return _settle(stuck, replace(swap, arriving=None, result=Result.FAILED, reason=told))
         case Interrupted():
             # The swap is being undone already, so this one says to leave the card empty.
-            return state._replace(swap=replace(swap, interrupts=2)), ()
+            return replace(state, swap=replace(swap, interrupts=2)), ()
     return state, ()
 
 
@@ -385,5 +386,5 @@ def _settle(state: State, swap: Swap) -> Step:
         reason = swap.reason if swap.reason is not None else "the swap was interrupted"
         desk, refused = desk.refused(swap.goal.agent, state.now_s)
         effects += [Reject(request_id=request.id, reason=reason) for request in refused]
-    settled, more = _serve(state._replace(swap=None, desk=desk))
+    settled, more = _serve(replace(state, swap=None, desk=desk))
     return settled, (*effects, *more)

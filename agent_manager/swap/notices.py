@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, TypeAlias
+
+from msgspec import Struct
+
+from agent_manager.checkpoints.fetching.progress import FileProgress  # noqa: TC001 - msgspec decodes notices
+from agent_manager.engines.base import Phase  # noqa: TC001 - likewise
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from agent_manager.checkpoints.fetching.progress import FileProgress
-    from agent_manager.engines.base import Phase
     from agent_manager.gpu.base import Card
     from agent_manager.planning.base import Fit
 
@@ -30,8 +32,7 @@ class Step(StrEnum):
     """The engine is up; it has to answer one completion."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepBegan:
+class StepBegan(Struct, frozen=True, kw_only=True, tag=True):
     """A step began.
 
     `expected_s`: how long the load took last time, for LOADING. `restoring`: a failed swap is
@@ -44,16 +45,14 @@ class StepBegan:
     restoring: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadProgress:
+class LoadProgress(Struct, frozen=True, kw_only=True, tag=True):
     """The engine's log announced a phase of its load."""
 
     agent: str
     phase: Phase
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PullProgress:
+class PullProgress(Struct, frozen=True, kw_only=True, tag=True):
     """A checkpoint or an image is being fetched; `total_bytes` is what this pull has to fetch, `files` each of it."""
 
     model: str
@@ -62,8 +61,7 @@ class PullProgress:
     files: tuple[FileProgress, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReadProgress:
+class ReadProgress(Struct, frozen=True, kw_only=True, tag=True):
     """Files are being read and compared; `subject` is a model, or says that there are several."""
 
     subject: str
@@ -71,8 +69,7 @@ class ReadProgress:
     total_bytes: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Remark:
+class Remark(Struct, frozen=True, kw_only=True, tag=True):
     """One line that a person should see, such as what is being waited for. `warning` for what went wrong."""
 
     message: str
@@ -83,8 +80,7 @@ Notice: TypeAlias = StepBegan | LoadProgress | PullProgress | ReadProgress | Rem
 Listener: TypeAlias = Callable[[Notice], None]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LaunchResult:
+class LaunchResult(Struct, frozen=True, kw_only=True):
     """The agent is on the card and answered a completion. `ready_after_s` None: it was running already."""
 
     agent: str
@@ -100,15 +96,13 @@ class LaunchResult:
     already_running: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StopResult:
+class StopResult(Struct, frozen=True, kw_only=True):
     """The agents that were taken off the card."""
 
     stopped: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReloadResult:
+class ReloadResult(Struct, frozen=True, kw_only=True):
     """The gateway has read its catalog anew: agents that came, went, or are served with other settings."""
 
     catalog: str
@@ -117,8 +111,7 @@ class ReloadResult:
     changed: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedStep:
+class PlannedStep(Struct, frozen=True, kw_only=True):
     """One operation that would be done, and why: `drain po: it is on the card that dev needs`."""
 
     verb: str
@@ -126,8 +119,7 @@ class PlannedStep:
     cause: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LaunchPlan:
+class LaunchPlan(Struct, frozen=True, kw_only=True):
     """What a launch would do, in order, and how the agent fits; `argv` is the engine's command.
 
     `fit` is None and `argv` empty while nothing is known of a checkpoint that is yet to be pulled.
@@ -154,8 +146,7 @@ class AgentState(StrEnum):
     FAILED = "failed"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AgentStatus:
+class AgentStatus(Struct, frozen=True, kw_only=True):
     """One agent of the catalog. For an absent one `engine` and `runtime` are what launch would choose.
 
     `claim_bytes` is the memory of the card that its instance was given, while it runs.
@@ -181,8 +172,7 @@ class AgentStatus:
     """Its requests at the gateway, under one."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Owner:
+class Owner(Struct, frozen=True, kw_only=True):
     """Who holds a card's lock. `step` and `agent` are what a swap is at, if it has begun."""
 
     pid: int
@@ -192,8 +182,7 @@ class Owner:
     agent: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StatusReport:
+class StatusReport(Struct, frozen=True, kw_only=True):
     """The whole picture: the card of what runs (None: nothing runs), its owner, every agent of the catalog.
 
     `notes`: what could not be read, one line each, such as a runtime that does not answer.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from agent_manager.engines.base import READY
 from agent_manager.engines.client import EngineClient
@@ -24,8 +25,7 @@ LOOKS = 3
 """How often an engine that was ready must fail to answer before it counts as broken and may be killed."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Observed:
+class Observed(Struct, frozen=True, kw_only=True):
     """An instance, how it is, and for one that does not serve the last phase of its load and its last lines."""
 
     instance: Instance

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
+
+from msgspec.structs import replace
 
 from agent_manager.engines.client import EngineClient
 from agent_manager.errors import AgentManagerError, CardBusy, Interrupted, NoGpu, NotRunning

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import math
-from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from agent_manager.catalog.load import load_catalog
 from agent_manager.checkpoints.facts import Shape
@@ -38,16 +40,14 @@ _MOST_TOGETHER: Final = 10
 """Above so many agents only pairs are tried: the sets double with each agent."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Option:
+class Option(Struct, frozen=True, kw_only=True):
     """What would make an agent fit, in one line; `changes` are fields of the catalog, empty for another card."""
 
     message: str
     changes: Mapping[str, str | int]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AgentOutlook:
+class AgentOutlook(Struct, frozen=True, kw_only=True):
     """How one agent would do on the card.
 
     `answer` is None where nothing is known of its checkpoint, and `problems` says why. The sizes are the parts of
@@ -80,8 +80,7 @@ class AgentOutlook:
         return None if self.answer is None else self.fit is not None and not self.problems
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Together:
+class Together(Struct, frozen=True, kw_only=True):
     """Agents that could be on the card at once, each with one request of its full context at least.
 
     `utilization`: the `gpu_memory_utilization` each would need, in the same order; None on the CPU.
@@ -91,8 +90,7 @@ class Together:
     utilization: tuple[float | None, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outlook:
+class Outlook(Struct, frozen=True, kw_only=True):
     """The whole answer. `together`: the largest sets of agents, none within another."""
 
     engine: str
@@ -101,8 +99,7 @@ class Outlook:
     together: tuple[Together, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Scene:
+class _Scene(Struct, frozen=True, kw_only=True):
     """What every agent is planned for."""
 
     host: Host
@@ -110,8 +107,7 @@ class _Scene:
     card: PlannedCard
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Subject:
+class _Subject(Struct, frozen=True, kw_only=True):
     """One agent, what is known of its model, and what it asks of the card."""
 
     wanted: Wanted

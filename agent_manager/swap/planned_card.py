@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import re
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from agent_manager.engines.base import CardKind
 from agent_manager.errors import NoGpu, UsageError
@@ -42,8 +43,7 @@ class CardOrigin(StrEnum):
     """There is no card here and none was asked for: a 16 GB card."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedCard:
+class PlannedCard(Struct, frozen=True, kw_only=True):
     """The card that is planned for. `total_bytes` is what CUDA gives of it.
 
     `card` is the one in this machine, as read just now, and `gpu` what else it and its driver are; None for a size

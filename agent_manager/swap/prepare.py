@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from agent_manager.checkpoints.disk import Missing, facts_at, hub_cache_from, locate
 from agent_manager.compose import command_line, here, render
@@ -37,8 +39,7 @@ if TYPE_CHECKING:
     from agent_manager.swap.notices import Listener
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Draft:
+class Draft(Struct, frozen=True, kw_only=True):
     """What is settled about a launch before any file is fetched.
 
     `missing` is set while the checkpoint is not (all) on disk; `fit` is then an estimate from public figures, or
@@ -60,8 +61,7 @@ class Draft:
     behind_gateway: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
+class Prepared(Struct, frozen=True, kw_only=True):
     """What comes of a draft that fits: an engine that can be started.
 
     `spec.id` is still open: the controller gives one to each start.

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from agent_manager.catalog.agents import Model
 from agent_manager.catalog.lockfile import record_revision
@@ -31,8 +33,7 @@ _END_S = 1.0
 """How long a download that is given up has to put its things in order; killed, it would lose nothing either."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileOutline:
+class FileOutline(Struct, frozen=True, kw_only=True):
     """A file that an engine needs; `fetch_bytes` of it are not here."""
 
     name: str
@@ -40,8 +41,7 @@ class FileOutline:
     fetch_bytes: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PullOutline:
+class PullOutline(Struct, frozen=True, kw_only=True):
     """What a pull of a model would fetch. `files` is empty, and nothing to fetch, where all of it is here."""
 
     name: str
@@ -53,8 +53,7 @@ class PullOutline:
     files: tuple[FileOutline, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pulled:
+class Pulled(Struct, frozen=True, kw_only=True):
     """A model that is here now. `fetched_bytes` came; `took_s` is None where all of it was here already."""
 
     name: str

@@ -8,26 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
-import json
 import os
 import secrets
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
+
+from msgspec import Struct, json
 
 from agent_manager import errors
 from agent_manager.errors import AgentManagerError, CardBusy, CatalogInvalid, OperationFailed, Problem
 from agent_manager.swap.lock import GATEWAY, read_owner
-from agent_manager.swap.notices import (
-    LaunchResult,
-    LoadProgress,
-    PullProgress,
-    ReadProgress,
-    ReloadResult,
-    Remark,
-    Step,
-    StepBegan,
-)
+from agent_manager.swap.notices import LaunchResult, Notice, ReloadResult, StopResult
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -35,7 +25,9 @@ if TYPE_CHECKING:
 
     from agent_manager.state import StateDir
     from agent_manager.swap.host import Interrupts
-    from agent_manager.swap.notices import Listener, Notice
+    from agent_manager.swap.notices import Listener
+
+_T = TypeVar("_T")
 
 SOCKET: Final = "owner.sock"
 LONGEST_LINE_BYTES: Final = 1 << 20
@@ -45,13 +37,49 @@ ASK_TIMEOUT_S: Final = 2.0
 _HTTP_OK: Final = 200
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Queue:
+class Queue(Struct, frozen=True, kw_only=True):
     """An agent's requests at the gateway. `trouble`: why the gateway does not serve it now; None: it does."""
 
     running: int
     waiting: int
     trouble: str | None
+
+
+class Failure(Struct, frozen=True, kw_only=True):
+    """An error on its way: the class, what it says, and the problems of a catalog."""
+
+    kind: str
+    message: str
+    hint: str | None
+    where: str | None
+    problems: tuple[Problem, ...] = ()
+
+    @classmethod
+    def of(cls, error: AgentManagerError) -> Failure:
+        """What is to be sent of an error."""
+        return cls(
+            kind=type(error).__name__,
+            message=error.message,
+            hint=error.hint,
+            where=error.where,
+            problems=error.problems if isinstance(error, CatalogInvalid) else (),
+        )
+
+    def error(self) -> AgentManagerError:
+        """The error, of its own class again."""
+        if self.problems:
+            return CatalogInvalid(self.problems)
+        kind = getattr(errors, self.kind, OperationFailed)
+        error: AgentManagerError = kind(self.message, hint=self.hint, where=self.where)
+        return error
+
+
+class Line(Struct, Generic[_T], frozen=True, kw_only=True, omit_defaults=True):
+    """A line of an operation's answer: a notice, or, as the last one, its result or its error."""
+
+    notice: Notice | None = None
+    result: _T | None = None
+    error: Failure | None = None
 
 
 @contextlib.contextmanager
@@ -101,41 +129,42 @@ class Gateway:
     ) -> LaunchResult:
         """Have `agent` on the card; see operations.launch."""
         asked = {"agent": agent, "pull": pull, "drain_timeout_s": drain_timeout_s, "again": again}
-        result = await self._perform("/launch", asked, listener, interrupts)
-        return LaunchResult(**{**result, "replaced": tuple(result["replaced"])})
+        return await self._perform("/launch", asked, Line[LaunchResult], listener, interrupts)
 
     async def stop(
         self, agents: Sequence[str], *, listener: Listener, interrupts: Interrupts, drain_timeout_s: float
     ) -> tuple[str, ...]:
         """Take these agents, or whoever is there, off the card; those that were."""
         asked = {"agents": list(agents), "drain_timeout_s": drain_timeout_s}
-        result = await self._perform("/stop", asked, listener, interrupts)
-        return tuple(result["stopped"])
+        return (await self._perform("/stop", asked, Line[StopResult], listener, interrupts)).stopped
 
     async def reload(self, *, listener: Listener, interrupts: Interrupts) -> ReloadResult:
         """Have the gateway read its catalog anew. Raises CatalogInvalid, and then nothing has changed."""
-        result = await self._perform("/reload", {}, listener, interrupts)
-        lists = {name: tuple(result[name]) for name in ("added", "removed", "changed")}
-        return ReloadResult(**{**result, **lists})
+        return await self._perform("/reload", {}, Line[ReloadResult], listener, interrupts)
 
     async def queues(self) -> dict[str, Queue] | None:
         """The requests of each agent; None when the gateway does not say so within ASK_TIMEOUT_S."""
         try:
             async with (
                 asyncio.timeout(ASK_TIMEOUT_S),
-                contextlib.aclosing(self._lines("GET", "/queues")) as lines,
+                contextlib.aclosing(self._lines("GET", "/queues", dict[str, Queue])) as lines,
             ):
                 async for line in lines:
-                    return {name: Queue(**facts) for name, facts in line.items()}
-        except (TimeoutError, AgentManagerError, TypeError):
+                    return line
+        except (TimeoutError, AgentManagerError):
             return None
         return None
 
     # --- how it is said -----------------------------------------------------------------------------------
 
     async def _perform(
-        self, path: str, asked: dict[str, object], listener: Listener, interrupts: Interrupts
-    ) -> dict[str, Any]:
+        self,
+        path: str,
+        asked: dict[str, object],
+        kind: type[Line[_T]],
+        listener: Listener,
+        interrupts: Interrupts,
+    ) -> _T:
         """Ask, pass on what is told, and return the result. Each interrupt is passed on to the gateway."""
         wish = secrets.token_hex(8)
         telling: set[asyncio.Task[None]] = set()
@@ -145,15 +174,14 @@ class Gateway:
 
         interrupts.subscribe(interrupt)
         try:
-            async with contextlib.aclosing(self._lines("POST", path, {**asked, "wish": wish})) as lines:
+            async with contextlib.aclosing(self._lines("POST", path, kind, {**asked, "wish": wish})) as lines:
                 async for line in lines:
-                    if "notice" in line:
-                        listener(notice_from(line["notice"]))
-                    elif "error" in line:
-                        raise error_from(line["error"])
-                    else:
-                        result: dict[str, Any] = line["result"]
-                        return result
+                    if line.notice is not None:
+                        listener(line.notice)
+                    elif line.error is not None:
+                        raise line.error.error()
+                    elif line.result is not None:
+                        return line.result
             raise OperationFailed(
                 f"the gateway (pid {self.pid}) ended before it was done",
                 hint="'agent-manager status' shows what is on the card",
@@ -164,17 +192,19 @@ class Gateway:
 
     async def _interrupt(self, wish: str) -> None:
         with contextlib.suppress(AgentManagerError):  # it is over, or its answer says what became of it
-            async with contextlib.aclosing(self._lines("POST", "/interrupt", {"wish": wish})) as lines:
+            async with contextlib.aclosing(
+                self._lines("POST", "/interrupt", dict[str, object], {"wish": wish})
+            ) as lines:
                 async for _ in lines:
                     pass
 
     async def _lines(
-        self, method: str, path: str, body: dict[str, object] | None = None
-    ) -> AsyncGenerator[dict[str, Any]]:
-        """The lines of one answer. Raises CardBusy when nobody answers."""
+        self, method: str, path: str, kind: type[_T], body: dict[str, object] | None = None
+    ) -> AsyncGenerator[_T]:
+        """The lines of one answer, each a `kind`. Raises CardBusy when nobody answers."""
         reader, writer = await self._connected()
         try:
-            said = json.dumps(body or {}).encode()
+            said = json.encode(body or {})
             head = f"{method} {path} HTTP/1.0\r\nHost: owner\r\nContent-Type: application/json\r\n"
             writer.write(f"{head}Content-Length: {len(said)}\r\n\r\n".encode() + said)
             status = int((await reader.readline()).split()[1])
@@ -183,7 +213,7 @@ class Gateway:
             if status != _HTTP_OK:
                 raise self._elsewhere()
             while line := await reader.readline():
-                yield json.loads(line)
+                yield json.decode(line, type=kind)
         except (OSError, ValueError, IndexError) as error:
             raise OperationFailed(
                 f"the gateway (pid {self.pid}) broke off: {type(error).__name__}",
@@ -205,52 +235,3 @@ class Gateway:
             hint="try again in a moment",
             where=self.card,
         )
-
-
-# --- notices and errors as JSON ---------------------------------------------------------------------------
-
-_NOTICES: Final = {
-    kind.__name__: kind for kind in (StepBegan, LoadProgress, PullProgress, ReadProgress, Remark)
-}
-
-
-def facts_of_notice(notice: Notice) -> dict[str, object]:
-    """A notice as JSON has it."""
-    return {"kind": type(notice).__name__, **dataclasses.asdict(notice)}
-
-
-def notice_from(facts: dict[str, Any]) -> Notice:
-    """A notice that came as JSON. Raises KeyError, TypeError or ValueError for anything else."""
-    kind = _NOTICES[facts.pop("kind")]
-    if kind is StepBegan:
-        facts["step"] = Step(facts["step"])
-    elif kind is LoadProgress:
-        from agent_manager.engines.base import Phase  # noqa: PLC0415 - a type until here
-
-        facts["phase"] = Phase(**facts["phase"])
-    elif kind is PullProgress:
-        from agent_manager.checkpoints.fetching.progress import FileProgress  # noqa: PLC0415 - likewise
-
-        facts["files"] = tuple(FileProgress(**each) for each in facts["files"])
-    return kind(**facts)
-
-
-def facts_of_error(error: AgentManagerError) -> dict[str, object]:
-    """An error as JSON has it, with the problems of a catalog."""
-    problems = error.problems if isinstance(error, CatalogInvalid) else ()
-    return {
-        "kind": type(error).__name__,
-        "message": error.message,
-        "hint": error.hint,
-        "where": error.where,
-        "problems": [dataclasses.asdict(problem) for problem in problems],
-    }
-
-
-def error_from(facts: dict[str, Any]) -> AgentManagerError:
-    """The error that came as JSON, of its own class again."""
-    if facts["problems"]:
-        return CatalogInvalid(tuple(Problem(**each) for each in facts["problems"]))
-    kind = getattr(errors, facts["kind"], OperationFailed)
-    error: AgentManagerError = kind(facts["message"], hint=facts["hint"], where=facts["where"])
-    return error

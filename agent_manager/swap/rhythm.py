@@ -6,8 +6,9 @@ its clients behave (a tool call takes half a second, a person thinks for ten), w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,8 +19,7 @@ MARGIN = 1.05
 """The next gap is not exactly one of the past."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rhythm:
+class Rhythm(Struct, frozen=True, kw_only=True):
     """The past of one group: its last gaps, oldest first, and since when it has nothing to do (None: it has)."""
 
     gaps_s: tuple[float, ...] = ()

@@ -26,9 +26,10 @@ swap, its minimum residency and its drain, as may the resident of now.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, TypeAlias
+
+from msgspec import Struct, field
 
 from agent_manager.swap.rhythm import linger_s
 
@@ -41,8 +42,7 @@ FOREVER = -1.0
 """`keep_alive_s` of an agent that leaves the card for another one only."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class Settings(Struct, frozen=True, kw_only=True):
     """What the catalog says about who stays.
 
     `max_wait_s` and `min_residency_s` are caps: with quick swaps the policy stays below both. `keep_alive_s` is
@@ -56,8 +56,7 @@ class Settings:
     keep_alive_of_s: Mapping[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tuning:
+class Tuning(Struct, frozen=True, kw_only=True):
     """What nobody has to set, in round trips: the swap to the waiter's agent and the swap back.
 
     `patience_trips` is how long one waits for a busy resident, `residency_trips` how long a busy resident is kept
@@ -75,8 +74,7 @@ class Tuning:
 TUNED = Tuning()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resident:
+class Resident(Struct, frozen=True, kw_only=True):
     """Who is on the card and serves. A group is the agents that share one instance, by any one name.
 
     `since_s` is when it became ready, `running` how many granted requests are not finished, `last_request_s`
@@ -96,16 +94,14 @@ class Resident:
         return self.since_s if self.last_request_s is None else max(self.since_s, self.last_request_s)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Waiting:
+class Waiting(Struct, frozen=True, kw_only=True):
     """A request that was not granted yet."""
 
     group: str
     arrived_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class View:
+class View(Struct, frozen=True, kw_only=True):
     """All that a decision is made of. Times are seconds of one clock that never goes back.
 
     `waiting` is oldest first; what waits for the resident's own group does not count, since it is granted.
@@ -134,23 +130,20 @@ class Cause(StrEnum):
     OUTDATED = "its settings changed"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stay:
+class Stay(Struct, frozen=True, kw_only=True):
     """Nothing changes. Ask again at `until_s`, or when something happens; None: only when something happens."""
 
     until_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SwapTo:
+class SwapTo(Struct, frozen=True, kw_only=True):
     """The card goes to `group`; the resident, if there is one, drains first."""
 
     group: str
     cause: Cause
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unload:
+class Unload(Struct, frozen=True, kw_only=True):
     """The resident leaves, and nobody comes."""
 
     cause: Cause

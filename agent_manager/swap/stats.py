@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -14,8 +15,7 @@ if TYPE_CHECKING:
     from agent_manager.swap.notices import AgentState
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AgentSample:
+class AgentSample(Struct, frozen=True, kw_only=True):
     """One agent that is on a card, or coming or leaving.
 
     `used_bytes` is what its processes hold of the card; None where the driver does not say (WSL2), and then
@@ -39,8 +39,7 @@ class AgentSample:
     traffic: Traffic | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StatsSample:
+class StatsSample(Struct, frozen=True, kw_only=True):
     """One moment. `gpu` is None when the card cannot be read now, and a note says why.
 
     `processes` of the GPU that belong to no agent are told by their absence from every agent's `pids`.

@@ -6,9 +6,10 @@ finished, or by one that was killed in the middle.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from agent_manager.runtimes.base import InstanceState
 
@@ -28,8 +29,7 @@ class Life(StrEnum):
     OVER = "over"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class Found(Struct, frozen=True, kw_only=True):
     """An instance on the card. `wanted`: it is exactly what the operation would start."""
 
     instance: Instance
@@ -37,8 +37,7 @@ class Found:
     wanted: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Takeover:
+class Takeover(Struct, frozen=True, kw_only=True):
     """`resident` serves; or `loading` is followed, `kept` put back if it fails; `leftovers` must go."""
 
     resident: Found | None

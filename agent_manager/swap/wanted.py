@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from agent_manager.catalog.agents import Agent, Model
 from agent_manager.catalog.load import DEFAULT_SEQUENCES
@@ -29,16 +30,14 @@ DEFAULT_KV_CACHE_DTYPE: Final = "fp8"
 _GGUF: Final = re.compile(r"(?i)(?<![a-z0-9])gguf(?![a-z0-9])")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class Wanted(Struct, frozen=True, kw_only=True):
     """An agent to plan. `declared` is False for a model by itself, which gets the settings above."""
 
     agent: Agent
     declared: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
+class Known(Struct, frozen=True, kw_only=True):
     """What is known of a model before it is started.
 
     `revision` is the commit that is on disk, `download_bytes` what a pull would fetch. `reason` says why nothing is

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from agent_manager.errors import HostNotReady
 from agent_manager.gpu import samplers
@@ -91,8 +92,7 @@ def _candidates(host: Host, found: Sequence[Instance]) -> list[str | None]:
     return list(dict.fromkeys((best, *(card for card in cards if card in _NO_GPU))))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Opened:
+class _Opened(Struct, frozen=True, kw_only=True):
     """A card that can be read, its first sample, and why it is not the first choice, if that is another."""
 
     sampler: GpuSampler

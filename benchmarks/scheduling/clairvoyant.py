@@ -8,9 +8,10 @@ the least makespan, and the least mean wait.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, TypeAlias
+
+from msgspec import Struct
 
 from benchmarks.scheduling.simulate import SLOTS
 
@@ -30,8 +31,7 @@ class Goal(StrEnum):
     MEAN_WAIT = "mean wait"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Node:
+class _Node(Struct, frozen=True, kw_only=True):
     """A visit under way: the agent on the card, when its slots are free, and what is left."""
 
     agent: str

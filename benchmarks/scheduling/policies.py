@@ -6,8 +6,9 @@ may have, and what is to happen to the card; both in terms of `agent_manager.swa
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Protocol
+
+from msgspec import Struct, field
 
 from agent_manager.swap.schedule import TUNED, Cause, Decision, Settings, Stay, SwapTo, Tuning, View, decide
 
@@ -26,8 +27,7 @@ class Policy(Protocol):
         """What becomes of the card, now that those have gone."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ours:
+class Ours(Struct, frozen=True):
     """`schedule.decide`, as the gateway asks it."""
 
     settings: Settings = field(default_factory=Settings)
@@ -41,8 +41,7 @@ class Ours:
         return decide(view, self.settings, self.tuning)
 
 
-@dataclass(frozen=True, slots=True)
-class KeptIdle(Ours):
+class KeptIdle(Ours, frozen=True):
     """Ours, but an idle resident is kept for its minimum residency as well. Only to see what that would cost."""
 
     def decide(self, view: View) -> Decision:
@@ -55,8 +54,7 @@ class KeptIdle(Ours):
         return decision if view.now_s >= until_s else Stay(until_s=until_s)
 
 
-@dataclass(frozen=True, slots=True)
-class FirstComeFirstServed:
+class FirstComeFirstServed(Struct, frozen=True):
     """Strictly in the order of arrival; those in a row for the same agent run together. What llama-swap did."""
 
     name: str = "first come"
@@ -69,8 +67,7 @@ class FirstComeFirstServed:
         return _next_when_idle(view)
 
 
-@dataclass(frozen=True, slots=True)
-class Collation:
+class Collation(Struct, frozen=True):
     """ABCABC becomes AABBCC: the resident serves all of its own, then the oldest one's agent is next."""
 
     name: str = "collation"

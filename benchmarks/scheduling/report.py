@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from agent_manager.swap.schedule import Settings, Tuning
 from benchmarks.scheduling.clairvoyant import Goal, clairvoyant
@@ -37,8 +39,7 @@ STARVED = (
 WHY_MISSED = {"two agent loops": CLOSED, "two chats": CLOSED, "one never idle, one rare": STARVED}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Figures:
+class Figures(Struct, frozen=True, kw_only=True):
     """A policy on every draw of a trace at one swap cost; waits are of all draws together, in seconds."""
 
     swaps: int
@@ -49,8 +50,7 @@ class Figures:
     worst_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
+class Case(Struct, frozen=True, kw_only=True):
     """One trace at one swap cost, under every policy by name."""
 
     trace: str
@@ -70,8 +70,7 @@ class Case:
         return max(self.beyond("makespan_s"), self.beyond("p95_s")) > TOLERANCE
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Short:
+class Short(Struct, frozen=True, kw_only=True):
     """The first jobs of a trace, under every policy and as somebody would serve them who knows the future."""
 
     trace: str

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from agent_manager.swap.rhythm import Rhythm
 from agent_manager.swap.schedule import Resident, Stay, SwapTo, View, Waiting
@@ -26,8 +27,7 @@ if TYPE_CHECKING:
 SLOTS = 4
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Served:
+class Served(Struct, frozen=True, kw_only=True):
     """What became of one job: when it arrived, was granted, got a slot and was done.
 
     `turns` are the other agents that waited, or were being loaded, when it arrived, plus one.
@@ -44,8 +44,7 @@ class Served:
         return self.began_s - self.arrived_s
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class Run(Struct, frozen=True, kw_only=True):
     """What came of a trace: its jobs by number, how often the card changed hands, the longest drain."""
 
     served: tuple[Served, ...]

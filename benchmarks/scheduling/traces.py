@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -14,8 +16,7 @@ SEEDS = 5
 AGENTS = ("architect", "dev", "po")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class Job(Struct, frozen=True, kw_only=True):
     """A request: it arrives at `arrives_s`, or that long after the job numbered `after` has finished."""
 
     agent: str
@@ -24,8 +25,7 @@ class Job:
     after: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trace:
+class Trace(Struct, frozen=True, kw_only=True):
     """One kind of traffic, drawn once or several times; a job's number is its place in its draw."""
 
     name: str

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+
+from msgspec.structs import replace
 
 from agent_manager.engines.metrics import Traffic
 from agent_manager.gpu.base import GIB, GpuSample, MemoryHolder

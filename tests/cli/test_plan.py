@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from msgspec.structs import replace
 
 from agent_manager.catalog.agents import Agent, Model
 from agent_manager.cli import plan_view
-from agent_manager.cli.output import Output, plain
+from agent_manager.cli.output import Output, encoded
 from agent_manager.gpu.base import Card, MemoryHolder
 from agent_manager.planning.base import Fit
 from agent_manager.planning.speed import Speed
@@ -335,8 +335,8 @@ class TestTheCardHere:
 
     def test_the_same_as_a_document(self) -> None:
         shown = plan_view.document(self.outlook())
-        plain_document = json.loads(json.dumps(plain(shown)))
-        card, (agent,) = plain_document["card"], plain_document["agents"]
+        document = json.loads(encoded(shown))
+        card, (agent,) = document["card"], document["agents"]
         assert (card["origin"], card["uuid"], card["free_bytes"]) == ("here", "GPU-1", 4 * GIB)
         assert card["processes"][0] == {"pid": 812, "name": "gnome-shell", "used_bytes": GIB // 2}
         assert (agent["measured"], agent["download_bytes"]) == (["overhead_bytes", "weights_bytes"], 0)

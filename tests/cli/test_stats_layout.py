@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from agent_manager.cli import stats_words as words
 from agent_manager.cli.stats_graph import ASCII, BLOCKS, History, cells, graph, step_for

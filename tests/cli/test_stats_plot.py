@@ -7,12 +7,12 @@ import re
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
 import pytest
+from msgspec.structs import replace
 
 from agent_manager.cli.stats_plot import plot
 from agent_manager.cli.stats_record import Recorder

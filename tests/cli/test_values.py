@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
-from agent_manager.cli.output import ago, gib, plain, printable, seconds
+from agent_manager.cli.output import ago, encoded, gib, printable, seconds
 from agent_manager.cli.values import duration_s, moment, tail_lines
 from agent_manager.swap.notices import AgentState, Owner
 
@@ -91,9 +93,8 @@ def test_control_characters_cannot_repaint_a_terminal() -> None:
 
 def test_values_become_json() -> None:
     at = datetime(2026, 1, 31, 12, tzinfo=UTC)
-    assert plain({"a": (AgentState.READY, at), "b": Owner(pid=1, kind="operation", verb="x")})["a"] == [
-        "ready",
-        "2026-01-31T12:00:00+00:00",
-    ]
-    owner = plain(Owner(pid=1, kind="operation", verb="x"))
-    assert (owner["pid"], owner["kind"], owner["verb"]) == (1, "operation", "x")
+    owner = Owner(pid=1, kind="operation", verb="x")
+    assert json.loads(encoded({"a": (AgentState.READY, at, Path("/é"), None), "b": owner})) == {
+        "a": ["ready", "2026-01-31T12:00:00Z", "/é", None],
+        "b": {"pid": 1, "kind": "operation", "verb": "x", "step": None, "agent": None},
+    }

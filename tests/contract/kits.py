@@ -7,8 +7,9 @@ import os
 import secrets
 import socket
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
+
+from msgspec.structs import replace
 
 from agent_manager.catalog.agents import ENGINE_PORT_OFFSET
 from agent_manager.compose import PORT, project_of

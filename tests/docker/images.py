@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import docker
 
 import agent_manager
-from tests.docker.debian import root_filesystem
+from tests.docker.debian import key_of, root_filesystem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +23,7 @@ SIMULATED = "agent-manager-test/simulated:1"
 """The simulated engine of this working tree; the entrypoint takes vLLM's arguments."""
 PYTHON = "python3.11"
 
-_PACKAGES = ("aiohttp>=3.12,<4",)
+_PACKAGES = ("aiohttp>=3.12,<4", "msgspec>=0.20,<1")
 """What the simulated engine imports; pip adds what those need."""
 _DOCKERFILE = f"""\
 FROM {BASE}
@@ -72,7 +72,7 @@ def _lay_out(context: Path, cache: Path) -> None:
 
 def _site(cache: Path) -> Path:
     """What the simulated engine imports, for the image's Python."""
-    made = cache / f"site-{PYTHON}"
+    made = cache / f"site-{PYTHON}-{key_of(*_PACKAGES)}"
     if not made.exists():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as folder:

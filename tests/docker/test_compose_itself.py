@@ -6,13 +6,13 @@ import json
 import os
 import secrets
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import docker
 import pytest
 import yaml
+from msgspec.structs import replace
 
 from agent_manager.compose import here, parse, render, to_yaml
 from agent_manager.engines.base import Source

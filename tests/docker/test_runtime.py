@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import os
 import secrets
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from msgspec.structs import replace
 
 from agent_manager.errors import DockerNotReady, EngineMissing, HostNotReady
 from agent_manager.runtimes.base import InstanceState

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from agent_manager.engines.metrics import Reading, parse, quantile, traffic
 from agent_manager.engines.simulated.metrics import Gauges, Metrics

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec.structs import replace
 
 from agent_manager.catalog.agents import EngineSettings, Simulation
 from agent_manager.engines.base import CardKind

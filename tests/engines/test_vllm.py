@@ -1,8 +1,7 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from agent_manager.catalog.agents import EngineSettings
 from agent_manager.engines.base import CardKind, Source

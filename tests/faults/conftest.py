@@ -152,7 +152,7 @@ class Lab:
     def step(self) -> str | None:
         for path in self.state.glob("cards/*/owner.json"):
             with contextlib.suppress(OSError, ValueError):
-                return json.loads(path.read_text())["step"]  # type: ignore[no-any-return] # a text, or null
+                return json.loads(path.read_text())["owner"]["step"]  # type: ignore[no-any-return] # a text, or null
         return None
 
     @contextlib.contextmanager

@@ -16,7 +16,8 @@ from agent_manager.gpu.base import GIB
 NO_SUCH_PID = 4_194_305
 
 READ = """
-import ctypes, dataclasses, json, os
+import ctypes, json, os
+from msgspec import to_builtins
 from agent_manager.errors import NoGpu
 from agent_manager.gpu.nvml import NvmlProbe
 
@@ -27,7 +28,7 @@ def outcome(call):
         return {"error": error.message, "hint": error.hint, "exit_code": error.exit_code}
 
 def card(probe):
-    return outcome(lambda: dataclasses.asdict(probe.read()))
+    return outcome(lambda: to_builtins(probe.read()))
 
 def sessions():
     return ctypes.CDLL("libnvidia-ml.so.1").stub_sessions()

@@ -35,13 +35,14 @@ UNSUPPORTED = (
 )
 
 SAMPLE = """
-import ctypes, dataclasses, json, os
+import ctypes, json, os
+from msgspec import to_builtins
 from agent_manager.errors import NoGpu
 from agent_manager.gpu.nvml import NvmlSampler
 
 def sample():
     try:
-        return dataclasses.asdict(sampler.sample())
+        return to_builtins(sampler.sample())
     except NoGpu as error:
         return {"error": error.message, "hint": error.hint}
 

@@ -1,8 +1,7 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from agent_manager.checkpoints.facts import Facts, Origin, Shape, Unsupported
 from agent_manager.checkpoints.known import KNOWN

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Self, TypeAlias
 
+from msgspec.structs import replace
+
 from agent_manager.swap.card import State, following
 from agent_manager.swap.events import (
     Abandon,
@@ -162,11 +164,11 @@ class Referee:
         """A Wanted is answered at once, or begins the swap whose end is its answer."""
         if self.trip is not None:
             assert [end.result for end in ends] == [Result.BUSY]
-            assert self.state == before._replace(now_s=self.now_s)
+            assert self.state == replace(before, now_s=self.now_s)
         elif ends:
             [end] = ends
             assert (end.goal, end.resident) == (event.goal, before.resident)
-            assert self.state == before._replace(now_s=self.now_s)
+            assert self.state == replace(before, now_s=self.now_s)
         else:
             assert self.state.swap is not None
             assert self.state.swap.goal == event.goal

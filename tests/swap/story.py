@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from agent_manager.swap.card import State
 from agent_manager.swap.desk import Desk
 from agent_manager.swap.events import (
@@ -106,7 +108,7 @@ def tell(state: State, *story: tuple[Event, list[Effect]]) -> State:
 
 def card(state: State) -> State:
     """The state but for what is remembered of the past."""
-    return state._replace(now_s=0.0, desk=Desk(waiting=state.desk.waiting, running=state.desk.running))
+    return replace(state, now_s=0.0, desk=Desk(waiting=state.desk.waiting, running=state.desk.running))
 
 
 def after(state: State, *events: Event) -> State:

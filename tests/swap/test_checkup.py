@@ -9,12 +9,12 @@ import socket
 import subprocess
 import sys
 import threading
-from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from msgspec.structs import asdict
 
 from agent_manager.diagnosis.facts import Trouble
 from agent_manager.errors import HostNotReady
@@ -34,10 +34,11 @@ if TYPE_CHECKING:
 
 STUB_SOURCE = Path(__file__).with_name("libnvidia_ml_facts.c")
 READ_GPU = """
-import json, dataclasses
+import json
+from msgspec import to_builtins
 from agent_manager.errors import NoGpu
 from agent_manager.gpu.nvml import read_facts
-try: print(json.dumps(dataclasses.asdict(read_facts())))
+try: print(json.dumps(to_builtins(read_facts())))
 except NoGpu as error: print(json.dumps(error.message))
 """
 
@@ -362,10 +363,11 @@ def hub() -> Iterator[tuple[str, dict[str, Any]]]:
 def whoami(endpoint: str, home: Path, **environ: str) -> Any:  # noqa: ANN401 - whatever JSON it prints
     """In a process of its own: the library reads its environment once."""
     program = (
-        "import json, dataclasses\n"
+        "import json\n"
+        "from msgspec import to_builtins\n"
         "from agent_manager.checkpoints import hub\n"
         "from agent_manager.errors import DownloadFailed\n"
-        "try: print(json.dumps([hub.is_offline(), dataclasses.asdict(hub.whoami(timeout_s=5))]))\n"
+        "try: print(json.dumps([hub.is_offline(), to_builtins(hub.whoami(timeout_s=5))]))\n"
         "except DownloadFailed as error: print(json.dumps(error.message))\n"
     )
     kept = {"PATH": os.environ["PATH"], "HF_ENDPOINT": endpoint, "HF_HOME": str(home)}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from msgspec.structs import replace
 
 from agent_manager.catalog.agents import Agent, EngineSettings, Model
 from agent_manager.engines.figures import FigureReader

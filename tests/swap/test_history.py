@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from msgspec.structs import replace
 
 from agent_manager.runtimes.base import InstanceSpec
 from agent_manager.swap.history import SWAPS_KEPT, StartHistory, SwapHistory, SwapSample

@@ -6,13 +6,15 @@ import asyncio
 import json
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
+from msgspec import to_builtins
 
 from agent_manager.errors import CardBusy, StateUnusable
 from agent_manager.runtimes import proc
 from agent_manager.swap.lock import own_card, read_owner
+from agent_manager.swap.notices import Owner
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,12 +40,14 @@ def _owner_file(state: StateDir) -> Path:
     return state.card(CARD) / "owner.json"
 
 
-def _write_owner(state: StateDir, **changes: Any) -> None:  # noqa: ANN401 - any field of the file
+def _write_owner(state: StateDir, *, pid: int | None = None, **changes: object) -> None:
     me = proc.identify(os.getpid())
     assert me is not None
-    facts = {"pid": me.pid, "kind": "operation", "verb": "stop", "step": None, "agent": None}
+    owner = Owner(pid=pid or me.pid, kind="operation", verb="stop")
     state.card(CARD).mkdir(parents=True, exist_ok=True)
-    _owner_file(state).write_text(json.dumps({**facts, "start_ticks": me.started_ticks, **changes}))
+    _owner_file(state).write_text(
+        json.dumps({"owner": to_builtins(owner), "start_ticks": me.started_ticks, **changes})
+    )
 
 
 async def test_the_owner_is_told_to_others(state: StateDir) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from agent_manager.swap.card import State
 from agent_manager.swap.desk import Desk
@@ -155,7 +154,7 @@ def test_groups_are_those_of_now_also_for_who_waits() -> None:
 
 
 def test_a_stuck_one_is_not_stopped_again_and_again() -> None:
-    state = serving_po()._replace(stuck=True)
+    state = replace(serving_po(), stuck=True)
     assert step(state, renewed("new"))[1] == ()
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec import json
 
 from agent_manager.errors import CheckpointUnusable, DockerNotReady, DoesNotFit, NoGpu, UsageError
 from agent_manager.gpu.simulated import CARD_ID, TOTAL_BYTES
@@ -95,7 +94,7 @@ class TestAgentsThatShareAnInstance:
         at = po.spec.argv.index("--served-model-name")
         assert po.spec.argv[at + 1 : at + 3] == ("po", "dev")
         assert not ANSWERING & set(po.spec.argv)
-        assert InstanceSpec.from_facts(json.loads(json.dumps(asdict(po.spec)))) == po.spec
+        assert json.decode(json.encode(po.spec), type=InstanceSpec) == po.spec
 
     async def test_without_a_gateway_each_has_its_own(self, quick: Lab) -> None:
         _answer_differently(quick)

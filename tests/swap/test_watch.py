@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec import Struct
+from msgspec.structs import replace
 
 from agent_manager.errors import HostNotReady, NoGpu
 from agent_manager.gpu.base import GIB, Card, MemoryHolder
@@ -57,8 +59,7 @@ class Cards:
         return _Sampler(_Probe(self, selector))
 
 
-@dataclass(frozen=True)
-class _Probe:
+class _Probe(Struct, frozen=True):
     cards: Cards
     selector: str | None
 
@@ -69,7 +70,7 @@ class _Probe:
         return found
 
 
-class _Sampler(MemorySampler):
+class _Sampler(MemorySampler, frozen=True):
     probe: _Probe
 
     def close(self) -> None:

@@ -10,6 +10,8 @@ the machine, the world keeps:
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from agent_manager.swap.events import (
     Arrived,
     AwaitMemory,
@@ -247,7 +249,7 @@ class World(Referee):
 
     def stale(self, event: Event) -> None:
         """An event that belongs to nothing: the machine does nothing about it."""
-        before = self.state._replace(now_s=self.now_s)
+        before = replace(self.state, now_s=self.now_s)
         effects = self._deliver(event)
         assert (self.state, effects) == (before, ())
 

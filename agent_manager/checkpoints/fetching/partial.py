@@ -14,8 +14,10 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Self
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,8 +31,7 @@ _HEADER: Final = struct.Struct(f"<{len(_MARK)}sQQ")
 _COUNTER: Final = struct.Struct("<Q")
 
 
-@dataclass(slots=True, kw_only=True)
-class Piece:
+class Piece(Struct, kw_only=True):
     """A stretch of the file that one request fetches; `done_bytes` of it are written, from `start` on."""
 
     number: int

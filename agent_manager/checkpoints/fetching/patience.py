@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,8 +20,7 @@ _RATE_LIMIT_RESET: Final = re.compile(r"\br=0;\s*t=(\d+)")
 """`ratelimit: "resolvers";r=0;t=55`, the Hub's word for: nothing left, more in 55 s."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
+class Patience(Struct, frozen=True, kw_only=True):
     """How long trouble is borne. `tries` in a row that brought no byte are the end of it.
 
     The first pause is `pause_s`, each next one is twice as long. A server may ask for a longer one, up to

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from agent_manager.errors import DownloadFailed
 
@@ -15,8 +16,7 @@ if TYPE_CHECKING:
 _GIB: Final = 1 << 30
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FilePlan:
+class FilePlan(Struct, frozen=True, kw_only=True):
     """A file that an engine needs. `here_bytes` of it are on the disk, `fetch_bytes` have to come."""
 
     file: RemoteFile
@@ -24,8 +24,7 @@ class FilePlan:
     fetch_bytes: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PullPlan:
+class PullPlan(Struct, frozen=True, kw_only=True):
     """What it takes to have a model here. `again`: its files are fetched whether or not they are here."""
 
     listing: Listing

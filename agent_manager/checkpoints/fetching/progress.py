@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileProgress:
+class FileProgress(Struct, frozen=True, kw_only=True):
     """How much of one file is on the disk now; `done_bytes` counts what was here before, too."""
 
     name: str
@@ -19,8 +19,7 @@ class FileProgress:
     done_bytes: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PullProgress:
+class PullProgress(Struct, frozen=True, kw_only=True):
     """How far a download is: bytes that came, of those that were not here when it began.
 
     `files`: each that is fetched.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import errno
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
+
+from msgspec.structs import replace
 
 from agent_manager.checkpoints import hub
 from agent_manager.checkpoints.disk import Missing, locate

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from dataclasses import dataclass, field
 from functools import lru_cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Self
@@ -18,6 +17,7 @@ from urllib.parse import urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
+from msgspec import Struct, field
 from yarl import URL
 
 from agent_manager.checkpoints.fetching.patience import GO_ON, PASSING, Patience, asked_s
@@ -43,8 +43,7 @@ _READ_BYTES: Final = 1 << 18
 _TOTAL: Final = re.compile(r"bytes (\d+)-\d+/(\d+)")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Origin:
+class Origin(Struct, frozen=True, kw_only=True):
     """The Hub, as its library knows it.
 
     `headers` say who asks, and go to the Hub alone. `tls` reads whom it trusts, which takes a while. `refusal` puts
@@ -57,8 +56,7 @@ class Origin:
     refusal: Callable[[int, Mapping[str, str], str], DownloadFailed]
 
 
-@dataclass(slots=True, kw_only=True)
-class Remote:
+class Remote(Struct, kw_only=True):
     """A file on its way. `location` is where the Hub sends us for it, a signed address that expires."""
 
     name: str

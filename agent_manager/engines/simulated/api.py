@@ -6,8 +6,9 @@ images) is refused and not ignored: a client should not take silence for support
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from agent_manager.engines.simulated.fields import ApiError, Fields, content_text, wrong_type
 from agent_manager.engines.simulated.tokens import count_tokens
@@ -22,16 +23,14 @@ _MAX_CHOICES = 16384
 _TEXT_MAX_TOKENS = 16
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prompt:
+class Prompt(Struct, frozen=True, kw_only=True):
     """One prompt: its text decides the answer, `tokens` is what it takes of the context."""
 
     text: str
     tokens: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
+class Ask(Struct, frozen=True, kw_only=True):
     """A request for completions: for each prompt, `n` of them. `model` is what replies say: the first name served."""
 
     model: str

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from agent_manager.engines.simulated import log
 from agent_manager.engines.simulated.metrics import Gauges, Metrics
@@ -37,16 +38,14 @@ class EngineDead(Exception):
         super().__init__("EngineCore encountered an issue. See stack trace (above) for the root cause.")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class Job(Struct, frozen=True, kw_only=True):
     """One answer to generate: what it will be, and the tokens of its prompt."""
 
     answer: Answer
     prompt_tokens: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
+class Step(Struct, frozen=True, kw_only=True):
     """A token of the sequence `index`, or, with `piece` None, its end without one (an abort)."""
 
     index: int

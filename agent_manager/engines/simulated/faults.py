@@ -15,11 +15,12 @@ leave-workers           has a worker that holds the memory, and outlives the eng
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Faults:
+class Faults(Struct, frozen=True, kw_only=True):
     """The faults asked for; see the module. By default, none."""
 
     refuse_start: bool = False

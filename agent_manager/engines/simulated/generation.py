@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import itertools
 import random
-from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from agent_manager.engines.simulated.tokens import split_tokens
 
@@ -35,16 +37,14 @@ class Kind(StrEnum):
     TOOL = "tool"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
+class Piece(Struct, frozen=True, kw_only=True):
     """One token of an answer. The token that ends it has no text."""
 
     kind: Kind
     text: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class Answer(Struct, frozen=True, kw_only=True):
     """All tokens of one answer, and why it ends: `stop` or `length`; `stop_reason` is the stop string met."""
 
     pieces: tuple[Piece, ...]

@@ -11,8 +11,9 @@ import os
 import signal
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from agent_manager.engines.simulated import log
 from agent_manager.engines.simulated.options import is_missing_folder
@@ -41,8 +42,7 @@ class LoadFailed(Exception):
     """The engine cannot start; the log says why."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Footprint:
+class Footprint(Struct, frozen=True, kw_only=True):
     """What the engine says it has: bytes of its claim, and tokens of KV cache."""
 
     budget_bytes: int

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,12 +27,11 @@ _REQUEST_S = (
 )
 
 
-@dataclass(slots=True)
-class Histogram:
+class Histogram(Struct):
     """How often a duration, in seconds, fell between two of `bounds_s`."""
 
     bounds_s: tuple[float, ...]
-    counts: list[int] = field(init=False)
+    counts: list[int] = field(default_factory=list)
     sum_s: float = 0.0
 
     def __post_init__(self) -> None:
@@ -44,8 +44,7 @@ class Histogram:
         self.sum_s += seconds
 
 
-@dataclass(slots=True)
-class Gauges:
+class Gauges(Struct):
     """How things are now. `kv_cache_usage` is a share, 0 to 1."""
 
     running: int
@@ -54,8 +53,7 @@ class Gauges:
     asleep: bool
 
 
-@dataclass(slots=True)
-class Metrics:
+class Metrics(Struct):
     """What has happened since the start."""
 
     prompt_tokens: int = 0

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct, field
 
 from agent_manager.engines.simulated.generation import Kind
 
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 
 
-@dataclass(slots=True)
-class Progress:
+class Progress(Struct):
     """What of one answer has been generated so far."""
 
     texts: dict[Kind, list[str]] = field(default_factory=lambda: {kind: [] for kind in Kind})

@@ -6,9 +6,10 @@ Cheap to import: whoever renders the engine's environment needs the names only.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
 
 from agent_manager.catalog.agents import Simulation
 from agent_manager.engines.simulated.faults import Faults, parse_faults
@@ -38,8 +39,7 @@ DEV_MODE = "VLLM_SERVER_DEV_MODE"
 _DEFAULTS = Simulation()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class Settings(Struct, frozen=True, kw_only=True):
     """What the environment asks for. Seconds, bytes; None where it leaves the choice to the engine."""
 
     card_dir: Path

@@ -13,10 +13,11 @@ import os
 import shutil
 import socket
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
+
+from msgspec import Struct
 
 from agent_manager.errors import DockerNotReady
 
@@ -31,8 +32,7 @@ _INSTALL: Final = "install Docker Engine (https://docs.docker.com/engine/install
 _START: Final = "start it: sudo systemctl start docker; or use --runtime process"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Certificates:
+class Certificates(Struct, frozen=True, kw_only=True):
     """Files for TLS; those that are None are not used. `verify`: the daemon must show a certificate we trust."""
 
     ca: Path | None
@@ -41,8 +41,7 @@ class Certificates:
     verify: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint:
+class Endpoint(Struct, frozen=True, kw_only=True):
     """Where Docker's API is. `chosen_by` says who said so, as a person would look for it."""
 
     url: str

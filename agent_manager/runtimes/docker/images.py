@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import Struct, field
 
 from agent_manager.errors import HostNotReady
 from agent_manager.runtimes.base import Fetching
@@ -37,8 +38,7 @@ def require_room(image: str, docker_root: str, needed_bytes: int) -> None:
         )
 
 
-@dataclass(slots=True)
-class Tally:
+class Tally(Struct):
     """Adds up what Docker says of an image's layers while it fetches them."""
 
     image: str

@@ -11,10 +11,10 @@ A note (`<state>/containers/<id>.json`) adds who ended a start, and why one neve
 from __future__ import annotations
 
 import copy
-import json
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import DecodeError, Struct, json
 
 from agent_manager.compose import AGENT_LABEL
 from agent_manager.runtimes.base import Exit, Instance, InstanceSpec, InstanceState
@@ -45,7 +45,7 @@ def document_of(spec: InstanceSpec, root: str) -> Document:
         raise ValueError(f"{spec.id} was not planned for a container")
     document: Document = copy.deepcopy(dict(spec.document))
     (service,) = document["services"].values()
-    facts = json.dumps(asdict(spec), sort_keys=True, separators=(",", ":"))
+    facts = json.encode(spec, order="sorted").decode()
     labels = {AGENT_LABEL: spec.agent, INSTANCE_LABEL: spec.id, STATE_LABEL: root, SPEC_LABEL: facts}
     # Labels and variables are text: what compose would take for a variable is doubled.
     service["labels"] = service.get("labels", {}) | {
@@ -58,13 +58,12 @@ def document_of(spec: InstanceSpec, root: str) -> Document:
 def spec_of(labels: Mapping[str, str]) -> InstanceSpec | None:
     """The instance whose container carries these labels; None when they are not whole."""
     try:
-        return InstanceSpec.from_facts(json.loads(labels[SPEC_LABEL]))
-    except (KeyError, TypeError, ValueError):
+        return json.decode(labels[SPEC_LABEL], type=InstanceSpec)
+    except (KeyError, DecodeError):
         return None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Note:
+class Note(Struct, frozen=True, kw_only=True):
     """About the start at `started_at` (Docker's own text): `stop_requested`, or `never_ran` with the reason."""
 
     started_at: str
@@ -81,15 +80,15 @@ class Notes:
     def read(self, instance_id: str) -> Note | None:
         """The note, if there is one that can be read."""
         try:
-            return Note(**json.loads(self._path(instance_id).read_bytes()))
-        except (OSError, TypeError, ValueError):
+            return json.decode(self._path(instance_id).read_bytes(), type=Note)
+        except (OSError, DecodeError):
             return None
 
     def write(self, instance_id: str, note: Note) -> None:
         """Keep a note in place of the one before. Raises StateUnusable."""
         ensure(self.folder)
         try:
-            write_atomically(self._path(instance_id), json.dumps(asdict(note)))
+            write_atomically(self._path(instance_id), json.encode(note).decode())
         except OSError as error:
             raise unusable(self._path(instance_id), error) from error
 

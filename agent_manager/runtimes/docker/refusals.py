@@ -6,8 +6,9 @@ The words are those of Docker Engine 20.10 to 28 (moby), of runc and of NVIDIA's
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from agent_manager.errors import (
     AgentManagerError,
@@ -25,8 +26,7 @@ _TOOLKIT: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Refusal:
+class _Refusal(Struct, frozen=True):
     """In `message`, `{found}` is the pattern's group that matched, `{said}` all that Docker said."""
 
     pattern: re.Pattern[str]

@@ -12,8 +12,9 @@ import contextlib
 import logging
 import os
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
+
+from msgspec.structs import replace
 
 from agent_manager.compose import parse, project_of, to_yaml
 from agent_manager.errors import (

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import Struct
 
 from agent_manager.compose import AGENT_LABEL
 from agent_manager.errors import EngineMissing
@@ -24,8 +25,7 @@ TRIAL_LABEL: Final = "io.agent-manager.trial"
 _ROOTLESS: Final = "name=rootless"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Survey:
+class Survey(Struct, frozen=True, kw_only=True):
     """A Docker that answers. `system` is the name of what it runs on, `root` its data folder, as it sees it.
 
     `trial_image` is what a container can be tried with: the engine's image, else the smallest there is. `published`
@@ -43,8 +43,7 @@ class Survey:
     published: Mapping[int, str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Labelled:
+class Labelled(Struct, frozen=True, kw_only=True):
     """A container with labels of ours. `state` is the state folder it says it belongs to, if it does.
 
     `spec` is the instance it holds, None where that cannot be read off it; `pids` its processes on this host.
