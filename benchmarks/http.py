@@ -25,8 +25,11 @@ def healthy(port: int) -> bool:
         connection.close()
 
 
+_taken: set[int] = set()
+
+
 def free_port() -> int:
-    """A port that is free, and so is the one 100 above."""
+    """A port that is free, and so is the one 100 above; neither was given before."""
     while True:
         with socket.socket() as agent, socket.socket() as engine:
             agent.bind(("127.0.0.1", 0))
@@ -35,7 +38,8 @@ def free_port() -> int:
                 engine.bind(("127.0.0.1", port + 100))
             except (OSError, OverflowError):
                 continue
-            if port + 100 < 65_000:
+            if port + 100 < 65_000 and _taken.isdisjoint((port, port + 100)):
+                _taken.update((port, port + 100))
                 return port
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from functools import partial
 from typing import TYPE_CHECKING
@@ -98,6 +99,8 @@ def build_host(choice: Choice) -> Host:
     from agent_manager.swap.host import Host  # noqa: PLC0415 - likewise
 
     state = StateDir.from_environment()
+    gc.freeze()  # what was imported stays, and need not be looked at again
+    gc.enable()
     return Host(
         state=state,
         catalog=read_catalog(choice),
