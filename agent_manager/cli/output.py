@@ -9,7 +9,9 @@ import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from msgspec import Struct, json
+from msgspec import Struct
+
+from agent_manager.json_text import to_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,11 +58,11 @@ class Output(Struct, frozen=True, kw_only=True):
 
     def document(self, value: object) -> None:
         """The result as one JSON document on stdout."""
-        sys.stdout.write(json.format(encoded(value), indent=2).decode() + "\n")
+        sys.stdout.write(to_json(value, indent=2) + "\n")
 
     def json_line(self, value: object) -> None:
         """One of many JSON documents on stdout, each on its own line, written at once."""
-        sys.stdout.write(encoded(value).decode() + "\n")
+        sys.stdout.write(to_json(value) + "\n")
         sys.stdout.flush()
 
     def result(self, text: str) -> None:
@@ -132,11 +134,6 @@ class Output(Struct, frozen=True, kw_only=True):
             cells = [_cell(cell) for cell in row]
             table.add_row(*(Text(printable(cell.text), style=cell.style) for cell in cells))
         console.print(table)
-
-
-def encoded(value: object) -> bytes:
-    """The value as JSON: values as objects, times as ISO 8601, paths as strings."""
-    return json.encode(value, enc_hook=str)
 
 
 def printable(text: str) -> str:

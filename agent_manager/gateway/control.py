@@ -11,9 +11,9 @@ import socket
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from aiohttp import web
-from msgspec import Struct, json
 
 from agent_manager.errors import AgentManagerError, Interrupted
+from agent_manager.json_text import to_json
 from agent_manager.state import unusable
 from agent_manager.swap.controller import as_error
 from agent_manager.swap.notices import StopResult
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
     from types import TracebackType
+
+    from msgspec import Struct
 
     from agent_manager.gateway.keeper import Keeper
     from agent_manager.gateway.steward import Steward
@@ -105,7 +107,7 @@ class Control:
         return await self._steward.reload(listener)
 
     async def _queues(self, _: web.Request) -> web.Response:
-        return web.Response(body=json.encode(self._steward.queues()), content_type="application/json")
+        return web.Response(text=to_json(self._steward.queues()), content_type="application/json")
 
     async def _interrupt(self, request: web.Request) -> web.Response:
         wish = (await request.json())["wish"]
@@ -160,7 +162,7 @@ class Control:
 
 
 async def _write(response: web.StreamResponse, line: Line[Struct]) -> None:
-    await response.write(json.encode(line) + b"\n")
+    await response.write(to_json(line).encode() + b"\n")
 
 
 def _bound(path: Path) -> socket.socket:

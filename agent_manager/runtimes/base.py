@@ -11,8 +11,10 @@ from collections.abc import Mapping  # noqa: TC003 - msgspec reads the types of 
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
-from msgspec import Struct, field, json
+from msgspec import Struct, field
 from msgspec.structs import replace
+
+from agent_manager.json_text import to_json
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -50,7 +52,7 @@ class InstanceSpec(Struct, frozen=True, kw_only=True):
     @property
     def fingerprint(self) -> str:
         """SHA-256 over everything but the id: two specs with one fingerprint run the same engine."""
-        return hashlib.sha256(json.encode(replace(self, id=""), order="sorted")).hexdigest()
+        return hashlib.sha256(to_json(replace(self, id=""), in_order=True).encode()).hexdigest()
 
 
 class InstanceState(StrEnum):

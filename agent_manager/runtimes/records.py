@@ -22,9 +22,10 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
 
-from msgspec import DecodeError, Struct, json
+from msgspec import Struct
 
 from agent_manager.errors import NotRunning, OperationFailed
+from agent_manager.json_text import from_json, to_json
 from agent_manager.runtimes import handover, proc
 from agent_manager.runtimes.base import Exit, InstanceSpec
 from agent_manager.state import ensure, unusable
@@ -169,7 +170,7 @@ class Record:
             out_of_host_memory=exit_.out_of_host_memory,
             reason=exit_.reason,
         )
-        self._write(handover.EXIT_RECORD, json.encode(ended))
+        self._write(handover.EXIT_RECORD, to_json(ended).encode())
 
     def create(self, spec: InstanceSpec) -> None:
         """Make the folder, whole. Raises OperationFailed when it is there already, StateUnusable.
@@ -180,7 +181,7 @@ class Record:
         for left in (*instances.glob(f"{_HALF_MADE}*"), *instances.glob(f"{_HALF_REMOVED}*")):
             shutil.rmtree(left, ignore_errors=True)
         made = instances / f"{_HALF_MADE}{self.id}"
-        record = json.format(json.encode(_Specified(created_ns=time.time_ns(), spec=spec)), indent=1)
+        record = to_json(_Specified(created_ns=time.time_ns(), spec=spec), indent=1).encode()
         try:
             made.mkdir(mode=0o700)
             handover.write_atomically(f"{made}/{SPEC_RECORD}", record)
@@ -210,10 +211,10 @@ class Record:
     def _read(self, name: str, kind: type[_T]) -> _T | None:
         path = self.folder / name
         try:
-            return json.decode(path.read_bytes(), type=kind)
+            return from_json(path.read_bytes(), kind)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, DecodeError) as error:
+        except (OSError, ValueError) as error:
             raise UnreadableError(path) from error
 
     def _write(self, name: str, content: bytes) -> None:

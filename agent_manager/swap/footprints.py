@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING
 
-from msgspec import DecodeError, Struct, ValidationError, convert, json, to_builtins
+from msgspec import Struct, ValidationError, convert, to_builtins
 from msgspec.structs import replace
 
-from agent_manager.planning.base import Measured
+from agent_manager.json_text import from_json, to_json
+from agent_manager.planning.base import Measured  # noqa: TC001 - msgspec reads the types of what it decodes
 from agent_manager.state import write_atomically
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from agent_manager.gpu.base import Card
     from agent_manager.planning.base import Fit
     from agent_manager.state import StateDir
-
-Entry: TypeAlias = dict[str, dict[str, Any]]
 
 
 class Setup(Struct, frozen=True, kw_only=True):
@@ -45,6 +44,11 @@ class Setup(Struct, frozen=True, kw_only=True):
     extra: str
 
 
+class _Entry(Struct, frozen=True, kw_only=True):
+    setup: Setup
+    measured: Measured
+
+
 def setup_of(
     agent: Agent,
     engine: Engine,
@@ -57,7 +61,7 @@ def setup_of(
 ) -> Setup:
     """The setup of a launch under a runtime of that name."""
     model = agent.model
-    extra = json.encode((settings.env, agent.extra_args), order="sorted")
+    extra = to_json((settings.env, agent.extra_args), in_order=True).encode()
     return Setup(
         agent=agent.name,
         engine=engine.name,
@@ -93,41 +97,30 @@ class Footprints:
 
     def last(self, setup: Setup) -> Measured | None:
         """The figures of the last start with exactly this setup."""
-        entry = self._entries().get(_key(setup))
-        return _measured(entry) if entry and entry["setup"] == to_builtins(setup) else None
+        return _measured(self._entries().get(_key(setup)), setup)
 
     def record(self, setup: Setup, measured: Measured) -> None:
         """Remember figures. Never raises: a full disk must not turn a good start into a failure."""
-        entries = self._entries()
-        entries[_key(setup)] = {"setup": to_builtins(setup), "measured": to_builtins(measured)}
+        entries = {**self._entries(), _key(setup): _Entry(setup=setup, measured=measured)}
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_atomically(self._path, json.format(json.encode(entries)).decode())
+            write_atomically(self._path, to_json(entries, indent=1))
 
-    def _entries(self) -> dict[str, Entry]:
+    def _entries(self) -> dict[str, object]:
         try:
-            entries = json.decode(self._path.read_bytes())
-        except (OSError, DecodeError):
+            return from_json(self._path.read_bytes(), dict[str, object])
+        except (OSError, ValueError):
             return {}
-        if not isinstance(entries, dict):
-            return {}
-        return {key: entry for key, entry in entries.items() if _is_entry(entry)}
 
 
 def _key(setup: Setup) -> str:
     return f"{setup.agent}/{setup.engine}/{setup.model}/{setup.card}"
 
 
-def _is_entry(entry: object) -> bool:
-    return isinstance(entry, dict) and all(
-        isinstance(entry.get(part), dict) for part in ("setup", "measured")
-    )
-
-
-def _measured(entry: Entry) -> Measured | None:
+def _measured(entry: object, setup: Setup) -> Measured | None:
     """The figures as they were written; None when anything about them is not as it is written now."""
     try:
-        measured = convert(entry["measured"], Measured)
+        found = convert(entry, _Entry)
     except ValidationError:
         return None
-    return measured if to_builtins(measured) == entry["measured"] else None
+    return found.measured if found.setup == setup and to_builtins(found) == entry else None

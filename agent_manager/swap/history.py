@@ -6,8 +6,9 @@ import contextlib
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from msgspec import DecodeError, Struct, json
+from msgspec import Struct
 
+from agent_manager.json_text import from_json, to_json
 from agent_manager.state import write_atomically
 
 if TYPE_CHECKING:
@@ -46,12 +47,12 @@ class StartHistory:
         records[_key(spec)] = StartRecord(instance_id=spec.id, seconds=round(seconds, 3))
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_atomically(self._path, json.format(json.encode(records)).decode())
+            write_atomically(self._path, to_json(records, indent=1))
 
     def _records(self) -> dict[str, StartRecord]:
         try:
-            return json.decode(self._path.read_bytes(), type=dict[str, StartRecord])
-        except (OSError, DecodeError):
+            return from_json(self._path.read_bytes(), dict[str, StartRecord])
+        except (OSError, ValueError):
             return {}
 
 
@@ -77,8 +78,8 @@ class SwapHistory:
     def last(self) -> tuple[SwapSample, ...]:
         """At most SWAPS_KEPT, newest first."""
         try:
-            return json.decode(self._path.read_bytes(), type=tuple[SwapSample, ...])
-        except (OSError, DecodeError):
+            return from_json(self._path.read_bytes(), tuple[SwapSample, ...])
+        except (OSError, ValueError):
             return ()
 
     def record(self, swap: SwapSample) -> None:
@@ -86,7 +87,7 @@ class SwapHistory:
         swaps = [swap, *self.last()][:SWAPS_KEPT]
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_atomically(self._path, json.format(json.encode(swaps)).decode())
+            write_atomically(self._path, to_json(swaps, indent=1))
 
 
 def remember_swap(state: StateDir, card: str, arrived: str, left: str | None, seconds: float) -> None:

@@ -13,10 +13,11 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from msgspec import DecodeError, Struct, json
+from msgspec import Struct
 from msgspec.structs import replace
 
 from agent_manager.errors import CardBusy
+from agent_manager.json_text import from_json, to_json
 from agent_manager.state import ensure, unusable, write_atomically
 from agent_manager.swap.notices import Owner
 
@@ -50,7 +51,7 @@ class CardLock:
         """Say what is being done now. Raises OSError when it cannot be written."""
         owner = replace(self._owner, step=step, agent=agent)
         record = _Record(owner=owner, start_ticks=self._start_ticks)
-        write_atomically(self._path, json.encode(record).decode())
+        write_atomically(self._path, to_json(record))
 
     def forget(self) -> None:
         """Leave no word behind."""
@@ -95,8 +96,8 @@ async def own_card(
 def read_owner(state: StateDir, card: str) -> Owner | None:
     """Who owns the card, None when nobody does. Reads only; a file left by a dead process is nobody."""
     try:
-        record = json.decode((state.card(card) / "owner.json").read_bytes(), type=_Record)
-    except (OSError, DecodeError):
+        record = from_json((state.card(card) / "owner.json").read_bytes(), _Record)
+    except (OSError, ValueError):
         return None
     started = _start_ticks(record.owner.pid)
     return record.owner if started is not None and started == record.start_ticks else None

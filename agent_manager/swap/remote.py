@@ -12,10 +12,11 @@ import os
 import secrets
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
-from msgspec import Struct, json
+from msgspec import Struct
 
 from agent_manager import errors
 from agent_manager.errors import AgentManagerError, CardBusy, CatalogInvalid, OperationFailed, Problem
+from agent_manager.json_text import from_json, to_json
 from agent_manager.swap.lock import GATEWAY, read_owner
 from agent_manager.swap.notices import LaunchResult, Notice, ReloadResult, StopResult
 
@@ -204,7 +205,7 @@ class Gateway:
         """The lines of one answer, each a `kind`. Raises CardBusy when nobody answers."""
         reader, writer = await self._connected()
         try:
-            said = json.encode(body or {})
+            said = to_json(body or {}).encode()
             head = f"{method} {path} HTTP/1.0\r\nHost: owner\r\nContent-Type: application/json\r\n"
             writer.write(f"{head}Content-Length: {len(said)}\r\n\r\n".encode() + said)
             status = int((await reader.readline()).split()[1])
@@ -213,7 +214,7 @@ class Gateway:
             if status != _HTTP_OK:
                 raise self._elsewhere()
             while line := await reader.readline():
-                yield json.decode(line, type=kind)
+                yield from_json(line, kind)
         except (OSError, ValueError, IndexError) as error:
             raise OperationFailed(
                 f"the gateway (pid {self.pid}) broke off: {type(error).__name__}",

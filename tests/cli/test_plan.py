@@ -11,8 +11,9 @@ from msgspec.structs import replace
 
 from agent_manager.catalog.agents import Agent, Model
 from agent_manager.cli import plan_view
-from agent_manager.cli.output import Output, encoded
+from agent_manager.cli.output import Output
 from agent_manager.gpu.base import Card, MemoryHolder
+from agent_manager.json_text import to_json
 from agent_manager.planning.base import Fit
 from agent_manager.planning.speed import Speed
 from agent_manager.swap.outlook import AgentOutlook, Outlook
@@ -335,7 +336,7 @@ class TestTheCardHere:
 
     def test_the_same_as_a_document(self) -> None:
         shown = plan_view.document(self.outlook())
-        document = json.loads(encoded(shown))
+        document = json.loads(to_json(shown))
         card, (agent,) = document["card"], document["agents"]
         assert (card["origin"], card["uuid"], card["free_bytes"]) == ("here", "GPU-1", 4 * GIB)
         assert card["processes"][0] == {"pid": 812, "name": "gnome-shell", "used_bytes": GIB // 2}

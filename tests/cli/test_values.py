@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 
-from agent_manager.cli.output import ago, encoded, gib, printable, seconds
+from agent_manager.cli.output import ago, gib, printable, seconds
 from agent_manager.cli.values import duration_s, moment, tail_lines
-from agent_manager.swap.notices import AgentState, Owner
 
 
 @pytest.mark.parametrize(
@@ -89,12 +86,3 @@ def test_a_gib_is_two_to_the_thirty() -> None:
 def test_control_characters_cannot_repaint_a_terminal() -> None:
     assert printable("a\x1b[31mb\rc\x9bd\x7f") == "a\\x1b[31mb\\x0dc\\x9bd\\x7f"
     assert printable("two\nlines\tand ü ✓") == "two\nlines\tand ü ✓"
-
-
-def test_values_become_json() -> None:
-    at = datetime(2026, 1, 31, 12, tzinfo=UTC)
-    owner = Owner(pid=1, kind="operation", verb="x")
-    assert json.loads(encoded({"a": (AgentState.READY, at, Path("/é"), None), "b": owner})) == {
-        "a": ["ready", "2026-01-31T12:00:00Z", "/é", None],
-        "b": {"pid": 1, "kind": "operation", "verb": "x", "step": None, "agent": None},
-    }

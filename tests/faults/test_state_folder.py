@@ -142,3 +142,14 @@ def test_a_catalog_that_breaks_while_an_agent_serves(lab: Lab) -> None:
     lab.catalog(load_s=1.0)
     assert lab.states() == {"po": "absent", "dev": "ready"}
     lab.settled()
+
+
+def test_a_folder_whose_name_is_no_utf_8_is_one_like_others(lab: Lab) -> None:
+    lab.folder = lab.folder / os.fsdecode(b"\xff")
+    lab.folder.mkdir()
+    lab.catalog()
+    lab.ok("launch", "po")
+    assert lab.states() == {"po": "ready", "dev": "absent"}
+    lab.ok("launch", "dev")
+    assert lab.states() == {"po": "absent", "dev": "ready"}
+    lab.ok("stop")

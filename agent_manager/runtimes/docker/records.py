@@ -14,9 +14,10 @@ import copy
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from msgspec import DecodeError, Struct, json
+from msgspec import Struct
 
 from agent_manager.compose import AGENT_LABEL
+from agent_manager.json_text import from_json, to_json
 from agent_manager.runtimes.base import Exit, Instance, InstanceSpec, InstanceState
 from agent_manager.runtimes.proc import INSTANCE_VARIABLE
 from agent_manager.state import ensure, unusable, write_atomically
@@ -45,7 +46,7 @@ def document_of(spec: InstanceSpec, root: str) -> Document:
         raise ValueError(f"{spec.id} was not planned for a container")
     document: Document = copy.deepcopy(dict(spec.document))
     (service,) = document["services"].values()
-    facts = json.encode(spec, order="sorted").decode()
+    facts = to_json(spec, in_order=True)
     labels = {AGENT_LABEL: spec.agent, INSTANCE_LABEL: spec.id, STATE_LABEL: root, SPEC_LABEL: facts}
     # Labels and variables are text: what compose would take for a variable is doubled.
     service["labels"] = service.get("labels", {}) | {
@@ -58,8 +59,8 @@ def document_of(spec: InstanceSpec, root: str) -> Document:
 def spec_of(labels: Mapping[str, str]) -> InstanceSpec | None:
     """The instance whose container carries these labels; None when they are not whole."""
     try:
-        return json.decode(labels[SPEC_LABEL], type=InstanceSpec)
-    except (KeyError, DecodeError):
+        return from_json(labels[SPEC_LABEL], InstanceSpec)
+    except (KeyError, ValueError):
         return None
 
 
@@ -80,15 +81,15 @@ class Notes:
     def read(self, instance_id: str) -> Note | None:
         """The note, if there is one that can be read."""
         try:
-            return json.decode(self._path(instance_id).read_bytes(), type=Note)
-        except (OSError, DecodeError):
+            return from_json(self._path(instance_id).read_bytes(), Note)
+        except (OSError, ValueError):
             return None
 
     def write(self, instance_id: str, note: Note) -> None:
         """Keep a note in place of the one before. Raises StateUnusable."""
         ensure(self.folder)
         try:
-            write_atomically(self._path(instance_id), json.encode(note).decode())
+            write_atomically(self._path(instance_id), to_json(note))
         except OSError as error:
             raise unusable(self._path(instance_id), error) from error
 
