@@ -50,6 +50,9 @@ class Invocation(Struct, frozen=True, kw_only=True):
 
     def host(self) -> Host:
         """This machine. Reads the catalog; raises CatalogInvalid and UsageError."""
+        from agent_manager.cli.logged import tell_what_is_logged  # noqa: PLC0415 - not for --help and completion
+
+        tell_what_is_logged(self.output)
         return self.build_host(self.choice)
 
     def read(self, use_case: Callable[[Host], Coroutine[Any, Any, T]]) -> T:

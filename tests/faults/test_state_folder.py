@@ -97,6 +97,8 @@ def test_a_record_that_cannot_be_read_is_in_nobodys_way(lab: Lab, content: str) 
     broken.mkdir(parents=True)
     (broken / "spec.json").write_text(content)
     assert lab.states() == {"po": "absent", "dev": "absent"}
+    said = lab.run("status").err
+    assert said == f"warning: skipping a record that cannot be read: {broken / 'spec.json'}\n"
     lab.ok("launch", "dev")
     lab.ok("stop", "--all")
     assert lab.engines() == {}
