@@ -150,24 +150,13 @@ async def keeping(  # noqa: PLR0913 - what a test may want, by name
     **settings: Any,  # noqa: ANN401 - those of Settings
 ) -> AsyncIterator[Keep]:
     """A keeper that runs; `resident` is on the card already."""
-    agents = {
-        name: Agent(name=name, model=Model(name="small"), port=port, context=4096, sequences=4)
-        for name, port in ports.items()
-    }
-    newcomers = {
-        name: Newcomer(
-            spec=spec_of(agent), runtime=runtime.name, start_bytes=CLAIM_BYTES, stall_timeout_s=stall_s
-        )
-        for name, agent in agents.items()
-    }
+    agents, newcomers = _crew(runtime, ports, stall_s)
     known: dict[str, Instance] = {}
-    here = None
     if resident is not None:
         spec = newcomers[resident].spec
         await runtime.create(spec)
         await runtime.start(spec.id)
         known[spec.id] = Instance(spec=spec, runtime=runtime.name, state=InstanceState.RUNNING)
-        here = occupant_of(spec)
     notices: list[Notice] = []
     memory = Memory(SimulatedProbe(state.card(CARD_ID)))
     async with own_card(state, CARD_ID, verb="serve", kind="gateway") as lock:
@@ -191,7 +180,7 @@ async def keeping(  # noqa: PLR0913 - what a test may want, by name
             counts=counts,
             state=State(
                 total_bytes=16 << 30,
-                resident=here,
+                resident=occupant_of(newcomers[resident].spec) if resident else None,
                 desk=Desk(
                     settings=Settings(**settings), default=back, swap_cost_s=dict.fromkeys(ports, 0.01)
                 ),
@@ -208,6 +197,22 @@ async def keeping(  # noqa: PLR0913 - what a test may want, by name
         finally:
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
+
+
+def _crew(
+    runtime: ServingRuntime, ports: Mapping[str, int], stall_s: float
+) -> tuple[dict[str, Agent], dict[str, Newcomer]]:
+    agents = {
+        name: Agent(name=name, model=Model(name="small"), port=port, context=4096, sequences=4)
+        for name, port in ports.items()
+    }
+    newcomers = {
+        name: Newcomer(
+            spec=spec_of(agent), runtime=runtime.name, start_bytes=CLAIM_BYTES, stall_timeout_s=stall_s
+        )
+        for name, agent in agents.items()
+    }
+    return agents, newcomers
 
 
 def _host(state: StateDir, runtime: ServingRuntime, agents: Mapping[str, Agent]) -> Host:
