@@ -3,9 +3,9 @@
 The yardstick is what a person does without agent-manager: `docker compose up -d`, then `/health` every 50 ms until
 it answers. Both start the simulated engine in the same image, with nothing on the card before, in turns. The
 command's time is all of it: Python, the catalog, the plan, the container, following the load, one completion, which
-the engine answers at once. What that adds is a fixed time, most of it Python importing typer, pydantic and Docker's
-library. So it is given by itself, at the load of the default catalog, and as a ratio at a load of 10 s, a fifth of
-what vLLM takes in a container here with a model of one megabyte.
+the engine answers at once. What that adds is a fixed time, most of it Python importing three libraries, and the
+yardstick for it is Python doing just that. As a ratio it is given at a load of 10 s, a fifth of what vLLM takes in a
+container here with a model of one megabyte.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 RUNS = {2.0: 5, 10.0: 3}
 """How many pairs for each load, in seconds."""
 RATIO_BOUND = 1.1
-COMMAND_BOUND = 60.0
+LIBRARIES = "import docker, pydantic, typer"
+LIBRARIES_BOUND = 1.5
 POLL_S = 0.05
 AGENT = "benchmark"
 
@@ -62,15 +63,15 @@ def measure() -> list[Row]:
 
 
 def _beyond(pairs: list[tuple[float, float]]) -> Row:
-    unit = statistics.median(seconds_of([sys.executable, "-c", "pass"], os.environ) for _ in pairs)
+    unit = statistics.median(seconds_of([sys.executable, "-c", LIBRARIES], os.environ) for _ in pairs)
     ours_s = statistics.median(launch - up for launch, up in pairs)
     whole = statistics.median(launch / up for launch, up in pairs)
     return Row(
         what="`agent-manager launch` in Docker, beyond compose",
-        figure=f"{ours_s / unit:.1f} ×",
-        yardstick=f"`python -c pass` ({unit * 1000:.1f} ms); load of 2 s: {whole:.2f} × compose in all",
-        bound=f"≤ {COMMAND_BOUND:.0f} ×",
-        kept=ours_s <= COMMAND_BOUND * unit,
+        figure=f"{ours_s / unit:.2f} ×",
+        yardstick=f"`python -c '{LIBRARIES}'` ({unit * 1000:.0f} ms); load of 2 s: {whole:.2f} × compose in all",
+        bound=f"≤ {LIBRARIES_BOUND} ×",
+        kept=ours_s <= LIBRARIES_BOUND * unit,
     )
 
 
@@ -99,10 +100,14 @@ def _pairs(load_s: float, runs: int, host: str, compose: Path) -> list[tuple[flo
             "AGENT_MANAGER_STATE_DIR": str(folder / "state"),
             "DOCKER_HOST": host,
         }
+        typed = {**environ, "DOCKER_CONFIG": str(folder / "docker")}
         file = folder / "state" / "compose" / f"{AGENT}.yaml"
-        by_hand = [str(compose), "--file", str(file)]
+        by_hand = ["docker", "compose", "--file", str(file)]
+        plugins = folder / "docker" / "cli-plugins"
+        plugins.mkdir(parents=True)
+        (plugins / "docker-compose").symlink_to(compose)
         _launch(environ)  # warms what is cached, and writes the file
-        return [(_launch(environ), _up(by_hand, port, environ)) for _ in range(runs)]
+        return [(_launch(environ), _up(by_hand, port, typed)) for _ in range(runs)]
 
 
 def _launch(environ: Mapping[str, str]) -> float:
