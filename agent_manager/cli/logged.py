@@ -24,12 +24,9 @@ class _Warnings(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print it."""
-        error = record.exc_info[1] if record.exc_info else None
-        if error is not None and self._output.verbose:
-            traceback.print_exception(error)
-        said = (
-            record.getMessage()
-            if error is None
-            else f"{record.getMessage()}: {type(error).__name__}: {error}"
-        )
+        said, error = record.getMessage(), record.exc_info[1] if record.exc_info else None
+        if error is not None:
+            said += f": {type(error).__name__}: {error}"
+            if self._output.verbose:
+                traceback.print_exception(error)
         self._output.warning(" ".join(said.split()))
