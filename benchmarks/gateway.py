@@ -9,8 +9,8 @@ connections. Swaps are between simulated engines, and the yardstick is the same 
 Where the time of a request goes (sampled, 16 connections; a request is 0.08-0.09 ms of one core): two fifths are the
 kernel and uvloop (two reads, two writes, the wait for the next), a fifth reading the request and writing the answer,
 an eighth the ticket (two steps of the swap machine), a fourteenth understanding it (its JSON, its agent), the rest
-the way to the engine, checks and glue. Over one connection all of that is added, and the time in which the kernel wakes two
-more processes. In a stream only the copying counts: pieces that come together leave together.
+the way to the engine, checks and glue. Over one connection all of that is added, and the time in which the kernel
+wakes two more processes. In a stream only the copying counts: pieces that come together leave together.
 
 Where it is not installed, what needs nginx is left out, and the table says so.
 """
