@@ -146,7 +146,7 @@ def row_of(sample: StatsSample, since: datetime) -> Row:
     if sample.swaps and sample.swaps[0].at > since:
         swap = sample.swaps[0]
         facts |= {"arrived": swap.arrived, "left": swap.left, "swap_seconds": swap.seconds}
-    return Row(time=sample.at, agents="+".join(agent.name for agent in sample.agents) or None, **facts)
+    return Row(time=sample.at, agents="+".join(agent.names for agent in sample.agents) or None, **facts)
 
 
 def read(path: Path) -> tuple[Row, ...]:

@@ -147,7 +147,7 @@ def _of(value: Callable[[Traffic], str]) -> Callable[[AgentSample], str]:
 
 
 COLUMNS = (
-    Column("AGENT", 10, lambda agent: agent.name, right=False),
+    Column("AGENT", 10, lambda agent: agent.names, right=False),
     Column("STATE", 8, lambda agent: agent.state.value, right=False),
     Column("RUN", 3, _of(lambda traffic: str(traffic.running))),
     Column("WAIT", 4, _of(lambda traffic: str(traffic.waiting))),

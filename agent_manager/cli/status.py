@@ -68,18 +68,24 @@ def print_report(report: StatusReport, output: Output) -> None:
         output.result("")
     now = any(_now(agent) for agent in report.agents)
     headers = ("AGENT", "STATE", "SINCE", "ENGINE", "MODEL", "MEMORY", "ADDRESS", *(("NOW",) if now else ()))
-    rows = [_row(agent)[: len(headers)] for agent in report.agents]
+    first: dict[str | None, str] = {}
+    rows = [
+        _row(agent, first.setdefault(agent.instance_id, agent.name))[: len(headers)]
+        for agent in report.agents
+    ]
     output.table(headers, rows, flexible=("MODEL", "NOW"))
 
 
-def _row(agent: AgentStatus) -> tuple[Cell | str, ...]:
+def _row(agent: AgentStatus, first: str) -> tuple[Cell | str, ...]:
+    """`first` is who was shown first of those that share its engine: what that takes of the card is told once."""
+    memory = gib(agent.claim_bytes) if agent.claim_bytes else ""
     return (
         Cell(agent.name, "bold"),
         Cell(agent.state.value, STYLES[agent.state]),
         ago(agent.started_at) if agent.started_at else "",
         agent.engine if agent.instance_id else "",
         agent.model,
-        gib(agent.claim_bytes) if agent.claim_bytes else "",
+        Cell(f"with {first}", "dim") if memory and first != agent.name else memory,
         agent.base_url or Cell(f"port {agent.port}", "dim"),
         _now(agent),
     )

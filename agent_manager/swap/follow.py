@@ -91,6 +91,7 @@ class Followed:
             context=_context(spec.argv),
             concurrency=self._concurrency,
             traffic=self._traffic,
+            shared_with=spec.shared_with,
         )
 
     @property

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class AgentSample(Struct, frozen=True, kw_only=True):
-    """One agent that is on a card, or coming or leaving.
+    """One agent that is on a card, or coming or leaving. `shared_with` are those that its engine serves beside it.
 
     `used_bytes` is what its processes hold of the card; None where the driver does not say (WSL2), and then
     `claim_bytes`, what it was given at its start, is the best there is. `phase` and `phase_percent` while it
@@ -37,6 +37,12 @@ class AgentSample(Struct, frozen=True, kw_only=True):
     context: int | None = None
     concurrency: float | None = None
     traffic: Traffic | None = None
+    shared_with: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> str:
+        """All agents that its engine serves: `architect+dev`."""
+        return "+".join((self.name, *self.shared_with))
 
 
 class StatsSample(Struct, frozen=True, kw_only=True):

@@ -115,6 +115,19 @@ def test_agents_that_share_a_model_cost_no_swap_between_them(gateway: Gateway) -
     assert gateway.program.run("logs", "dev").out == gateway.program.run("logs", "architect").out
 
 
+def test_what_they_share_of_the_card_is_told_once(gateway: Gateway) -> None:
+    gateway.ask(gateway.program.ports["dev"])
+    run = gateway.program.run
+    (claim,) = {agent["claim_bytes"] for agent in json.loads(run("status", "--json").out)["agents"][:2]}
+    rows = {line.split()[0]: line for line in run("status").out.splitlines() if line}
+    assert f" {claim / (1 << 30):.2f} GiB " in rows["architect"]
+    assert " with architect " in rows["dev"]
+    assert "GiB" not in rows["dev"] + rows["po"]
+
+    shown = run("--engine", "simulated", "gpu-stats", "--once").out
+    assert re.search(r"(?m)^(architect\+dev|dev\+architect) +ready ", shown)
+
+
 def test_each_answers_in_its_own_way(gateway: Gateway) -> None:
     ports = gateway.program.ports
     architect, dev = gateway.ask(ports["architect"]), gateway.ask(ports["dev"])
