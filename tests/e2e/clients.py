@@ -10,9 +10,8 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from dataclasses import replace
 from typing import Any, Literal
-
-from msgspec.structs import replace
 
 HELLO = "Say hello"
 ASK_WEATHER = "What is the weather like?"
