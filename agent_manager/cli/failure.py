@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import traceback
 from typing import TYPE_CHECKING
 
-from msgspec import to_builtins
-
 from agent_manager.cli.output import printable
 from agent_manager.errors import CatalogInvalid
+from agent_manager.json_text import to_json
 
 if TYPE_CHECKING:
     from agent_manager.cli.output import Output
@@ -23,7 +21,7 @@ def report(error: AgentManagerError, output: Output) -> None:
     if output.verbose:
         traceback.print_exception(error)
     if output.json:
-        _write(json.dumps({"error": _document(error)}, ensure_ascii=False))
+        _write(to_json({"error": _document(error)}))
         return
     _say(output, error.message, error.hint)
     if isinstance(error, CatalogInvalid):
@@ -40,7 +38,7 @@ def report_internal(error: Exception, output: Output) -> None:
     hint = "this is a mistake in agent-manager: please report it with what 'agent-manager -v' shows"
     if output.json:
         document = {"code": "internal_error", "message": message, "hint": hint, "where": None}
-        _write(json.dumps({"error": document}, ensure_ascii=False))
+        _write(to_json({"error": document}))
     else:
         _say(output, message, hint)
 
@@ -53,7 +51,7 @@ def _document(error: AgentManagerError) -> dict[str, object]:
         "where": error.where,
     }
     if isinstance(error, CatalogInvalid):
-        document["problems"] = to_builtins(error.problems)
+        document["problems"] = error.problems
     return document
 
 
