@@ -81,8 +81,14 @@ class LastingController(Controller):
     def _wake_at(self, at_s: float) -> None:
         if self._wake is not None:
             self._wake.cancel()
-        # The event loop's clock is time.monotonic.
-        self._wake = asyncio.get_running_loop().call_at(at_s, self.tell, ev.Due())
+        self._wake = asyncio.get_running_loop().call_at(at_s, self._due, at_s)
+
+    def _due(self, at_s: float) -> None:
+        # The event loop's clock is time.monotonic, but uvloop counts whole milliseconds, and may be early.
+        if time.monotonic() < at_s:
+            self._wake_at(at_s)
+        else:
+            self.tell(ev.Due())
 
     def tell(self, event: ev.Event) -> None:
         """Something happened: a request came or ended, somebody wants something. Never blocks."""

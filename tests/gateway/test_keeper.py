@@ -307,11 +307,11 @@ class TestTheEnd:
         self, begin: Begin, runtime: ServingRuntime
     ) -> None:
         async with begin() as keep:
-            await keep.granted("dev")
-            keep.keeper.close()
-            async with asyncio.timeout(10):
-                await keep.keeper.leave(0.01)
-            assert await runtime.running() == []
+            for _ in range(20):  # uvloop's timers are early now and then
+                await keep.granted("dev")
+                async with asyncio.timeout(10):
+                    await keep.keeper.leave(0.01)
+                assert await runtime.running() == []
 
     async def test_nobody_is_taken_any_more(self, begin: Begin) -> None:
         async with begin() as keep:
