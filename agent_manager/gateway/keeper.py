@@ -106,8 +106,9 @@ class Keeper:
         self._closing = False
         self._emptied: asyncio.Event | None = None
         self._nobody = _NOBODY
-        self._quiet = asyncio.Event()
+        self._quiet, self._begun = asyncio.Event(), asyncio.Event()
         self._quiet.set()
+        self._begun.set()
 
     # --- Doorkeeper ---------------------------------------------------------------------------------------
 
@@ -184,13 +185,15 @@ class Keeper:
     async def leave(self, finish_s: float, *, stop: bool = True) -> None:
         """Let running requests finish for at most `finish_s`, then empty the card. After `close`, beside `run`.
 
-        Nothing is waited for when that is 0. Without `stop`, the engine that serves or loads is left as it is, for
-        the next gateway to go on with.
+        Nothing is waited for when that is 0. Without `stop`, the engine that serves, loads or is being started is
+        left as it is, for the next gateway to go on with.
         """
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._quiet.wait(), finish_s)
-        if not stop and (self.state.swap is None or self.state.swap.stage is Stage.LOADING):
-            return
+        if not stop:
+            await self._begun.wait()  # a moment: a start that is cut off leaves an engine half made
+            if self.state.swap is None or self.state.swap.stage is Stage.LOADING:
+                return
         self._emptied = asyncio.Event()
         self._nobody = replace(_NOBODY, drain_timeout_s=min(finish_s, _NOBODY.drain_timeout_s))
         self._controller.tell(self._nobody)
@@ -276,6 +279,8 @@ class Keeper:
 
     def _hear(self, before: State, now: State, effect: ev.Effect) -> None:
         """What the machine decided, after it was performed."""
+        starting = now.swap is not None and now.swap.stage is Stage.STARTING
+        self._begun.clear() if starting else self._begun.set()
         match effect:
             case ev.Grant(request_id=request_id):
                 self._grant(request_id, now.resident)

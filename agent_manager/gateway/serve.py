@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -122,6 +122,7 @@ class _Gateway(Struct, frozen=True, kw_only=True):
         interrupts.subscribe(interrupted.set)
         keeping = asyncio.create_task(self.keeper.run(first))
         waiting = asyncio.create_task(interrupted.wait())
+        tasks: list[asyncio.Task[Any]] = [keeping, waiting]
         try:
             with hang_ups(interrupts, self.steward):
                 await self.doors.turn_to(self.steward.ports)
@@ -130,17 +131,18 @@ class _Gateway(Struct, frozen=True, kw_only=True):
             self.keeper.close()
             control.refuse()
             finished = await self._close_doors(interrupts)
-            if not keeping.done():
-                await self.keeper.leave(CLOSING_S if finished else 0.0, stop=self.steward.stops_at_exit)
-            else:
-                keeping.result()
+            finish_s = CLOSING_S if finished else 0.0
+            leaving = asyncio.create_task(self.keeper.leave(finish_s, stop=self.steward.stops_at_exit))
+            tasks.append(leaving)
+            await asyncio.wait((keeping, leaving), return_when=asyncio.FIRST_COMPLETED)
+            (keeping if keeping.done() else leaving).result()
         finally:
             interrupts.subscribe(None)
             await self.steward.close()
             self.front.close()
-            for task in (keeping, waiting):
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(keeping, waiting, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _close_doors(self, interrupts: Interrupts) -> bool:
         """Let what runs finish, for CLOSING_S at most; False when somebody did not want to wait for that."""

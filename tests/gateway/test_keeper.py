@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from agent_manager.errors import OperationFailed
 from agent_manager.gateway.keeper import Bounds
 from agent_manager.gateway.tickets import RefusedError
 from agent_manager.swap import events as ev
@@ -290,6 +291,50 @@ class TestTheEnd:
     async def test_of_an_empty_card(self, begin: Begin) -> None:
         async with begin() as keep, asyncio.timeout(10):
             await keep.keeper.leave(5.0)
+
+    @pytest.mark.parametrize(
+        ("stage", "left"),
+        [
+            (None, ["po"]),
+            (Stage.DRAINING, []),
+            (Stage.STOPPING, []),
+            (Stage.MAKING_ROOM, []),
+            (Stage.STARTING, ["dev"]),
+            (Stage.LOADING, ["dev"]),
+            (Stage.DISCARDING, []),
+        ],
+    )
+    async def test_without_stop_an_engine_that_serves_loads_or_starts_is_left(
+        self, begin: Begin, runtime: ServingRuntime, stage: Stage | None, left: list[str]
+    ) -> None:
+        async with begin() as keep:
+            await keep.served("po")
+            if stage is not None:
+                let_go = reach(keep, stage)
+                keep.keeper.ask("dev")
+                await until(lambda: keep.card.swap is not None and keep.card.swap.stage is stage, stage)
+            keep.keeper.close()
+            leaving = asyncio.create_task(keep.keeper.leave(0.0, stop=False))
+            await keep.heard()
+            if stage is not None and stage is not Stage.LOADING:
+                let_go()
+            async with asyncio.timeout(10):
+                await leaving
+            assert await runtime.running() == left
+
+    async def test_a_start_that_fails_is_not_waited_for(self, begin: Begin, runtime: ServingRuntime) -> None:
+        async with begin() as keep:
+            let_go = reach(keep, Stage.STARTING)
+            runtime.fails["start", "dev"] = OperationFailed("no")
+            keep.keeper.ask("dev")
+            await until(lambda: keep.card.swap is not None, "a swap begins")
+            keep.keeper.close()
+            leaving = asyncio.create_task(keep.keeper.leave(0.0, stop=False))
+            await keep.heard()
+            let_go()
+            async with asyncio.timeout(10):
+                await leaving
+            assert await runtime.list() == ()
 
     async def test_requests_that_run_finish_first(self, begin: Begin, runtime: ServingRuntime) -> None:
         async with begin() as keep:
