@@ -12,8 +12,12 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from agent_manager.checkpoints.disk import repo_folder
+from agent_manager.checkpoints.fetching.partial import SUFFIX, done_bytes_at
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping
+    from pathlib import Path
 
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -68,6 +72,16 @@ class LoopbackHub:
     @property
     def sent_bytes(self) -> int:
         return sum(self.sent.values())
+
+    def kept_bytes(self, cache: Path) -> int:
+        """How much of its files is on disk: not what was sent and is on its way."""
+        sizes = {len(content) for content in self.files.values()}
+        return sum(
+            max(done_bytes_at(blob, size) for size in sizes)
+            if blob.name.endswith(SUFFIX)
+            else blob.stat().st_size
+            for blob in repo_folder(self.repo, cache).glob("blobs/*")
+        )
 
     def fetched(self) -> list[str]:
         """The files whose bytes were asked of the Hub."""
