@@ -91,7 +91,7 @@ async def test_launches_at_once_are_done_one_after_the_other(served: Served) -> 
 
 
 async def test_an_interrupt_of_who_waits_leaves_the_swap_alone(served: Served) -> None:
-    await served.open(load_s=2.0)
+    await served.open(load_s=4.0)
     answer = asyncio.create_task(served.answers("po"))
     await served.until_state("po", "starting")
     launch = await served.begin("launch", "dev")
@@ -212,12 +212,12 @@ async def test_a_port_that_somebody_has_changes_nothing(served: Served, free_por
 
 async def test_a_reload_while_the_agent_loads(served: Served) -> None:
     """What loads with settings of earlier serves nobody: the one who waits gets the new ones."""
-    await served.open(load_s=1.0)
+    await served.open(load_s=4.0)
     answer = asyncio.create_task(served.answers("dev"))
     await served.until_state("dev", "starting")
     await until(lambda: served.agents_running() == ["dev"], "dev is started")
     before = set(served.engines())
-    served.catalog(dev="context: 1k", load_s=1.0)
+    served.catalog(dev="context: 1k")
     await served.ok("reload")
     assert await answer
     assert served.agents_running() == ["dev"]
