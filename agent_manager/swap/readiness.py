@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from agent_manager.runtimes.base import Exit, InstanceSpec, Runtime
     from agent_manager.swap.notices import Listener
 
-POLL_SHARE = 0.005
+POLL_SHARE = 0.002
 POLL_FIRST_S = 0.002
 POLL_LATER_S = 0.05
 """How often a port that refuses is asked: after this share of the load so far, within these bounds. Each time costs
