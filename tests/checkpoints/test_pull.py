@@ -37,6 +37,8 @@ PINNED = Model(name="tiny", repo=REPO, revision=COMMIT)
 WEIGHTS = "model.safetensors"
 QUICK = Patience(tries=3, pause_s=0.01, stall_s=0.3, longest_asked_s=2)
 PATIENCE_S = 30.0
+SLOW = 5_000_000
+"""A rate at which what is sent is read at once: a reset takes along what is not."""
 
 
 def noise(size: int) -> bytes:
@@ -265,7 +267,7 @@ class TestGoingOn:
             assert process.returncode == -signal.SIGKILL, errors
         assert isinstance(locate(PINNED, hub_cache=tmp_path), Missing)
         plan = plan_pull(PINNED, revision=COMMIT, hub_cache=tmp_path, endpoint=hub.url)
-        assert plan.fetch_bytes == total - hub.kept_bytes(tmp_path)
+        assert plan.fetch_bytes == total - hub.kept_bytes(tmp_path) <= total * 0.55
         hub.rate = None
         hub.sent.clear()
         told = fetch(hub, tmp_path)
@@ -288,6 +290,7 @@ class TestGoingOn:
 
     def test_what_came_before_a_failure_is_kept(self, hub: LoopbackHub, tmp_path: Path) -> None:
         hub.faults[WEIGHTS] = ["resets", "503", "503", "503", "503"]
+        hub.rate = SLOW
         with pytest.raises(DownloadFailed, match=f"127.0.0.1 answered 503 for {WEIGHTS}, 3 times") as caught:
             fetch(hub, tmp_path)
         assert "goes on from what is here" in (caught.value.hint or "")
@@ -296,7 +299,7 @@ class TestGoingOn:
         hub.sent.clear()
         fetch(hub, tmp_path)
         assert hub.sent_bytes == sum(map(len, hub.files.values())) - kept
-        assert 0 < hub.sent[WEIGHTS] < len(hub.files[WEIGHTS])
+        assert 0 < hub.sent[WEIGHTS] < len(hub.files[WEIGHTS]) * 0.55
         assert complete(hub, tmp_path)
 
 
@@ -345,7 +348,7 @@ class TestTroubleThatPasses:
     @pytest.mark.parametrize("fault", ["503", "500", "429", "resets", "stalls", "expired"])
     def test_is_tried_again(self, hub: LoopbackHub, tmp_path: Path, fault: str) -> None:
         hub.faults[WEIGHTS] = [fault]
-        hub.rate = 5_000_000  # a reset takes along what was sent and is not read yet
+        hub.rate = SLOW
         told = fetch(hub, tmp_path)
         assert complete(hub, tmp_path)
         assert len(told.remarks) == 1
